@@ -1,0 +1,1 @@
+//! What two processes of Joulecast must agree on: kinds, run specification, report, names.

@@ -1,0 +1,1 @@
+//! Pure core of Joulecast: units, energy models, fit, plan.

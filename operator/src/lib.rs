@@ -1,0 +1,3 @@
+//! Joulecast's control plane and command line.
+
+pub mod cli;

@@ -1,0 +1,1 @@
+//! Energy meters: RAPL, model-based estimate; windows and their provenance.

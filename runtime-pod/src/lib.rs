@@ -1,0 +1,1 @@
+//! One run of one engine in one pod.
