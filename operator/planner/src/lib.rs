@@ -4,4 +4,7 @@
 #![forbid(unsafe_code)]
 
 pub mod cost;
+pub mod fit;
+pub mod samples;
+pub mod stats;
 pub mod units;
