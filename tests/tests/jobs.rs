@@ -4,7 +4,6 @@
 use anyhow::{Context, Result, ensure};
 use joulecast_crds::InferenceJob;
 use joulecast_crds::inference_job::conditions;
-use joulecast_crds::report::EnergySource;
 use joulecast_tests::cluster::{user_runs, user_tries};
 use joulecast_tests::job::{
     apply_demo_model, apply_job, await_job, ensure_status_is_true, is_true, lines_done, request, requests, results,
