@@ -48,7 +48,9 @@ fi
 render >"$work/default.yaml"
 crds=$(grep -c '^kind: CustomResourceDefinition$' "$work/default.yaml")
 kept=$(grep -c 'helm.sh/resource-policy: keep' "$work/default.yaml")
-[ "$crds" -ge 2 ] && [ "$crds" = "$kept" ] || fail "$crds CRDs, $kept of them kept on uninstall"
+if [ "$crds" -lt 2 ] || [ "$crds" != "$kept" ]; then
+	fail "$crds CRDs, $kept of them kept on uninstall"
+fi
 grep -q '^kind: Secret$' "$work/default.yaml" || fail "no progress key by default"
 ! grep -q '^kind: Secret$' "$work/rendered.yaml" || fail "a progress key in spite of existingSecret"
 
