@@ -36,3 +36,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- define "joulecast.progressSecret" -}}
 {{- .Values.progressKey.existingSecret | default (printf "%s-progress-key" (include "joulecast.prefix" .)) -}}
 {{- end -}}
+
+{{/* The operator's configuration file. */}}
+{{- define "joulecast.config" -}}
+runtimeImage: {{ include "joulecast.runtimeImage" . | quote }}
+runtimeImagePullPolicy: {{ .Values.runtime.imagePullPolicy }}
+{{- end -}}
