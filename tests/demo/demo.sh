@@ -152,15 +152,7 @@ show_result() {
 	say "the job is complete"
 	in_demo get inferencejob "$job" -o wide
 	say "what it took"
-	job_field 'energy:     {.status.measured.energySummary}, {.status.measured.meter}
-  gross:    {.status.measured.energyMillijoules} mJ
-  idle:     {.status.measured.idleMillijoules} mJ
-  net:      {.status.measured.netMillijoules} mJ
-run time:   {.status.measured.runtimeMilliseconds} ms
-tokens:     {.status.measured.tokensIn} in, {.status.measured.tokensOut} out, {.status.measured.joulesPerOutputToken} J per output token
-lines:      {.status.measured.linesDone} done, {.status.measured.linesFailed} of them errors
-placement:  {.status.plan.chosen[0].reason}
-'
+	in_demo get inferencejob "$job" -o go-template-file=tests/demo/summary.tmpl
 	say "the first three completions"
 	joulecast results "$job" --namespace "$namespace" --limit 3
 	say "the output"
