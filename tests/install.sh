@@ -1,20 +1,13 @@
 #!/usr/bin/env bash
-# Loads the built images into the local cluster and installs the chart, as `make demo` and the cluster tests need it.
-# With KUBECONFIG set from outside, images are not loaded: push them with REGISTRY=... make images first.
+# Installs the chart with the images that were built last, in the cluster of KUBECONFIG (absent: the local one).
+# The demo and the cluster tests stand on it. Further arguments go to helm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/build/bin:$PATH"
+export KUBECONFIG="${KUBECONFIG:-${JOULECAST_CLUSTER_DIR:-/var/lib/joulecast-cluster}/kubeconfig}"
 # shellcheck source=/dev/null
 . build/images/images.env
-local_kubeconfig="${JOULECAST_CLUSTER_DIR:-/var/lib/joulecast-cluster}/kubeconfig"
-export KUBECONFIG="${KUBECONFIG:-$local_kubeconfig}"
-if [ "$KUBECONFIG" = "$local_kubeconfig" ]; then
-    tests/cluster/cluster load build/images/*.tar
-fi
-split() { # IMAGE -> repository and tag
-    echo "${1%:*} ${1##*:}"
-}
-read -r operator_repository operator_tag <<<"$(split "$JOULECAST_OPERATOR_IMAGE")"
-helm upgrade --install joulecast charts/joulecast --namespace joulecast-system --create-namespace --wait --timeout 2m \
-    --set image.repository="$operator_repository" --set image.tag="$operator_tag" \
-    --set "runtimes[0].image=$JOULECAST_RUNTIME_IMAGE" "$@"
+# shellcheck source=/dev/null
+if [ -n "${REGISTRY:-}" ]; then . build/images/pushed.env; fi
+helm upgrade --install joulecast charts/joulecast --namespace joulecast-system --create-namespace --wait --timeout 3m \
+	--set-string operator.image="$JOULECAST_OPERATOR_IMAGE" --set-string runtime.image="$JOULECAST_RUNTIME_IMAGE" "$@"

@@ -99,9 +99,7 @@ provide_images() {
 
 install_chart() {
 	say "installs the chart"
-	helm upgrade --install "$release" charts/joulecast --namespace "$system" --create-namespace \
-		--set-string operator.image="$JOULECAST_OPERATOR_IMAGE" --set-string runtime.image="$JOULECAST_RUNTIME_IMAGE" \
-		--wait --timeout 3m
+	tests/install.sh
 }
 
 prepare_namespace() {
