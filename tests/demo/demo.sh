@@ -157,7 +157,7 @@ show_result() {
 	job_field 'file {.spec.output.persistentVolumeClaim.path} on the volume of claim {.spec.output.persistentVolumeClaim.claimName} in namespace {.metadata.namespace}
 '
 	cat <<-END
-		all of it: joulecast results $job --namespace $namespace --output json
+		all of it: joulecast results $job --namespace $namespace --output jsonll
 
 		-- what to try next
 		  export PATH=$bin:\$PATH
