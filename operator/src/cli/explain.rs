@@ -6,7 +6,6 @@ use clap::{Args, ValueEnum};
 use joulecast_crds::{InferenceJob, InferenceJobStatus};
 use kube::Api;
 use std::fmt::Write as _;
-use std::io::Write as _;
 
 /// Says why a job runs where it runs, why every other candidate was left out, and what it cost.
 #[derive(Debug, Args)]
