@@ -1,7 +1,7 @@
 """Makes the golden values that the candle engine is tested against.
 
     python make_golden.py tiny     # the tiny random models and their golden.json
-    python make_golden.py demo     # golden.json and chat.json of ../../../tests/demo/model
+    python make_golden.py demo     # golden.json, tokens.json and chat.json for ../../../tests/demo/model
 
 The reference is Hugging Face transformers on CPU: weights in float32 (bf16 weights are upcast when
 loaded), eager attention, KV cache on, one thread. README.md in this folder describes the files.
@@ -85,10 +85,10 @@ def randomise(model, seed):
 
 
 @torch.no_grad()
-def greedy(model, prompt, steps, eos):
+def greedy(model, prompt, steps):
     """Greedy decoding with the KV cache, written out so that each step's margin is kept.
 
-    Stops after `steps` tokens or after `eos`, which is then the last id.
+    It runs for `steps` tokens, past any end-of-text token.
     """
     out = model(torch.tensor([prompt]), use_cache=True)
     first = out.logits[0, -1].float()
@@ -105,14 +105,12 @@ def greedy(model, prompt, steps, eos):
         token = int(two.indices[0])
         case["generated_ids"].append(token)
         case["margins"].append(round(float(two.values[0] - two.values[1]), 6))
-        if token == eos:
-            break
         out = model(torch.tensor([[token]]), past_key_values=out.past_key_values, use_cache=True)
     return case
 
 
 @torch.no_grad()
-def check_without_cache(model, case, eos):
+def check_without_cache(model, case):
     """The same tokens without a KV cache: the golden values do not rest on the cache's code."""
     ids = list(case["prompt_ids"])
     for want, margin in zip(case["generated_ids"], case["margins"]):
@@ -213,8 +211,8 @@ def tiny():
         cases = []
         for length in PROMPT_LENGTHS:
             prompt = [rng.randrange(2, VOCAB) for _ in range(length)]
-            case = greedy(model, prompt, STEPS, eos=None)
-            check_without_cache(model, case, None)
+            case = greedy(model, prompt, STEPS)
+            check_without_cache(model, case)
             cases.append(case)
         compact({**header(config), "cases": cases}, folder / "golden.json")
         distinct = [len(set(c["generated_ids"])) for c in cases]
@@ -232,6 +230,15 @@ DEMO_TEXTS = [
     "match self {\n    Some(value) => ",
     "// naïve – ünïcode ✓ 速度\nlet s = \"héllo\";\n",
 ]
+TOKENIZER_TEXTS = DEMO_TEXTS + [
+    "",
+    " ",
+    "\n\n\n\t\t  x\r\n",
+    "    let x = 0xFF_u8 as f32 * 1.5e-3;",
+    "<|im_start|>user\nhi<|im_end|>\n<|endoftext|>",
+    "👩‍👩‍👧 e\u0301 \u00a0 \ufeff",
+    "it's we'll don't r#\"raw\"# 'a b'",
+]
 DEMO_CHATS = [
     [{"role": "user", "content": "Write a function that adds two numbers."}],
     [{"role": "system", "content": "You complete Rust code."},
@@ -248,14 +255,13 @@ def demo():
     model.eval()
     out = HERE / "demo"
     out.mkdir(exist_ok=True)
-    eos = model.config.eos_token_id
 
     cases = []
     for text in DEMO_TEXTS:
         ids = tokenizer(text)["input_ids"]
-        case = greedy(model, ids, STEPS, eos)
-        check_without_cache(model, case, eos)
-        generated = tokenizer.decode(case["generated_ids"], skip_special_tokens=True)
+        case = greedy(model, ids, STEPS)
+        check_without_cache(model, case)
+        generated = tokenizer.decode(case["generated_ids"])
         cases.append({"prompt": text, **case, "text": generated})
     compact({**header(model.config), "cases": cases}, out / "golden.json")
 
@@ -268,11 +274,14 @@ def demo():
                 messages, tokenize=True, add_generation_prompt=generation, return_dict=True)["input_ids"]
             assert ids == direct
             chats.append({"messages": messages, "add_generation_prompt": generation, "text": text, "ids": ids})
-    texts = [{"text": t, "ids": tokenizer(t)["input_ids"],
-              "decoded": tokenizer.decode(tokenizer(t)["input_ids"])} for t in DEMO_TEXTS]
-    for t in texts:
-        assert t["decoded"] == t["text"], t
-    compact({"reference": header(model.config)["reference"], "texts": texts, "cases": chats}, out / "chat.json")
+    texts = []
+    for text in TOKENIZER_TEXTS:
+        ids = tokenizer(text)["input_ids"]
+        assert tokenizer.decode(ids) == text, text
+        texts.append({"text": text, "ids": ids})
+    reference = header(model.config)["reference"]
+    compact({"reference": reference, "cases": texts}, out / "tokens.json")
+    compact({"reference": reference, "cases": chats}, out / "chat.json")
     print("demo:", [round(min(c["margins"]), 5) for c in cases], [len(c["generated_ids"]) for c in cases])
 
 
