@@ -88,7 +88,7 @@ provide_images() {
 	if [ "$cluster" = local ]; then
 		say "starts the local cluster and loads the images"
 		tests/cluster/cluster up
-		tests/cluster/cluster load
+		tests/cluster/cluster load build/images/*.tar
 	elif [ -n "${REGISTRY:-}" ]; then
 		say "pushes the images to $REGISTRY"
 		charts/images/push
