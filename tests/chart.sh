@@ -71,7 +71,8 @@ refused() {
 	grep -q "$field" "$work/err" || { cat "$work/err" >&2; fail "the refusal of $* does not name $field"; }
 }
 refused replica --set operator.replica=2
-refused replicas --set operator.replicas=0
+refused progressSeconds --set progressSeconds=0
+refused engines --set 'runtime.engines[0]=tensorrt'
 refused logFormat --set operator.logFormat=xml
 refused imagePullPolicy --set operator.imagePullPolicy=Sometimes
 refused install --set-string crds.install=yes

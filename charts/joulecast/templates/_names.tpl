@@ -37,8 +37,36 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.progressKey.existingSecret | default (printf "%s-progress-key" (include "joulecast.prefix" .)) -}}
 {{- end -}}
 
-{{/* The operator's configuration file. */}}
+{{/* The operator's configuration file; operator/src/config.rs describes it. */}}
 {{- define "joulecast.config" -}}
-runtimeImage: {{ include "joulecast.runtimeImage" . | quote }}
-runtimeImagePullPolicy: {{ .Values.runtime.imagePullPolicy }}
+runtimes:
+  - image: {{ include "joulecast.runtimeImage" . | quote }}
+    pullPolicy: {{ .Values.runtime.imagePullPolicy }}
+    engines: {{ toJson .Values.runtime.engines }}
+    providers: {{ toJson .Values.runtime.providers }}
+  {{- range .Values.extraRuntimes }}
+  - image: {{ .image | quote }}
+    pullPolicy: {{ .imagePullPolicy | default "IfNotPresent" }}
+    engines: {{ toJson .engines }}
+    providers: {{ toJson .providers }}
+  {{- end }}
+podDefaults:
+  resources:
+    {{- toYaml .Values.runtime.resources | nindent 4 }}
+{{- with .Values.watts }}
+watts:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if .Values.networkPolicy.enabled }}
+networkPolicy:
+  operator:
+    namespaceSelector:
+      matchLabels:
+        kubernetes.io/metadata.name: {{ .Release.Namespace }}
+    podSelector:
+      matchLabels:
+        {{- include "joulecast.selectorLabels" . | nindent 8 }}
+  extraFrom: {{ toJson .Values.networkPolicy.extraFrom }}
+{{- end }}
+progressSeconds: {{ .Values.progressSeconds }}
 {{- end -}}
