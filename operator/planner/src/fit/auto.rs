@@ -69,6 +69,7 @@ fn choose(rows: &Rows, seed: u64) -> Family {
         let matrix = candidate.matrix(&rows.points);
         let estimate = fit_candidate(&candidate, rows, &matrix, &start);
         let score = score(&candidate, rows, &matrix, &estimate, seed);
+        if std::env::var("DBG").is_ok() { eprintln!("{family} {score:.5} in-sample {:.5}", mean_error(rows, |i| (rows.values[i] / estimate.predictions.values[i]).ln())); }
         if best.is_none_or(|(least, _)| score < CLEARLY_BETTER * least) {
             best = Some((score, family));
         }
@@ -182,7 +183,7 @@ fn leave_out(rows: &Rows, thin: &Rows, family: Family, seed: u64) -> Vec<f64> {
         };
         let training = thin.pick(&outside(&thin.cells));
         let (candidate, estimate) = fit_family(family, &training, seed);
-        let form = form_of(&candidate, &estimate, &training);
+        let form = form_of(&candidate, &estimate);
         for i in (0..rows.len()).filter(|&i| folds[rows.cells[i] as usize] as usize == fold) {
             ratios[i] = form.at(rows.points[i]) / rows.values[i];
         }
@@ -191,7 +192,7 @@ fn leave_out(rows: &Rows, thin: &Rows, family: Family, seed: u64) -> Vec<f64> {
 }
 
 /// The form of an estimate, with a cost per request that is never nothing: so it is positive everywhere.
-fn form_of(candidate: &Candidate, estimate: &Estimate, rows: &Rows) -> Form {
+fn form_of(candidate: &Candidate, estimate: &Estimate) -> Form {
     const SMALLEST_CONSTANT: f64 = 1e-3;
     let with = |columns: &[Column], coefficients: &[f64]| -> Vec<(Column, f64)> {
         columns.iter().copied().zip(coefficients.iter().copied()).filter(|(_, c)| *c > 0.0).collect()
@@ -201,8 +202,8 @@ fn form_of(candidate: &Candidate, estimate: &Estimate, rows: &Rows) -> Form {
     let floor = with(&candidate.floor, &estimate.coefficients[split..]);
     let constant = |(column, _): &(Column, f64)| column.base == Base::Const;
     if !main.iter().any(constant) && !floor.iter().any(constant) {
-        let trusted = (0..rows.len()).filter(|&i| estimate.weights[i] > 0.0);
-        let smallest = trusted.map(|i| estimate.predictions.values[i]).fold(f64::INFINITY, f64::min);
+        let trusted = estimate.predictions.values.iter().zip(&estimate.weights).filter(|(_, weight)| **weight > 0.0);
+        let smallest = trusted.map(|(prediction, _)| *prediction).fold(f64::INFINITY, f64::min);
         if smallest.is_finite() {
             main.push((Base::Const.own(), SMALLEST_CONSTANT * smallest));
         }
@@ -217,7 +218,7 @@ fn finish(
     estimate: &Estimate,
     held_out: Option<Vec<f64>>,
 ) -> Fitted {
-    let form = form_of(candidate, estimate, rows);
+    let form = form_of(candidate, estimate);
     let standard_errors = standard_errors(&form, rows, estimate);
     let flagged = (0..rows.len()).map(|i| {
         let prediction = form.at(rows.points[i]);
