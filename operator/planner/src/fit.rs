@@ -172,6 +172,8 @@ pub fn fit_groups(samples: BTreeMap<Key, Samples>, options: &Options) -> Vec<Gro
     groups
 }
 
+type Value = fn(&Sample) -> Option<f64>;
+
 fn fit_group(
     key: Key,
     batch: Option<f64>,
@@ -198,21 +200,29 @@ fn fit_group(
     let mut flagged: Vec<u32> = rejected.iter().map(|r| r.row).collect();
     flagged.extend(training.iter().filter(|s| impossible_power(s)).map(|s| s.row));
     let mut notes = vec![];
-    let mut fit = |name: &str, of: fn(&Sample) -> Option<f64>| {
-        let known: Vec<&Sample> = training.iter().filter(|s| of(s).is_some() && !impossible_power(s)).collect();
-        if known.is_empty() {
+    let of: [(&str, Value); 2] = [("energy", |s| s.energy), ("runtime", |s| s.runtime)];
+    let known = of.map(|(_, of)| -> Vec<&Sample> {
+        training.iter().filter(|s| of(s).is_some() && !impossible_power(s)).collect()
+    });
+    let rows = [0, 1].map(|i| {
+        let values = known[i].iter().filter_map(|s| of[i].1(s)).collect();
+        Rows::new(known[i].iter().map(|s| point(s)).collect(), values)
+    });
+    let telling: Vec<&Rows> = rows.iter().filter(|rows| rows.cell_count() > 1).collect();
+    let family = (options.form == FormKind::Auto && !telling.is_empty()).then(|| auto::choose(&telling, options.seed));
+    let [energy, runtime] = [0, 1].map(|i| {
+        let (name, of) = of[i];
+        if rows[i].len() == 0 {
             return None;
         }
-        let values = |samples: &[&Sample]| samples.iter().filter_map(|s| of(s)).collect::<Vec<f64>>();
-        let rows = Rows::new(known.iter().map(|s| point(s)).collect(), values(&known));
-        let fitted = match quantity(&rows, options) {
+        let fitted = match quantity(&rows[i], family, options.seed) {
             Ok(fitted) => fitted,
             Err(refusal) => {
                 notes.push(format!("{name}: {refusal}"));
                 return None;
             }
         };
-        flagged.extend(known.iter().zip(&fitted.flagged).filter(|(_, wrong)| **wrong).map(|(s, _)| s.row));
+        flagged.extend(known[i].iter().zip(&fitted.flagged).filter(|(_, wrong)| **wrong).map(|(s, _)| s.row));
         let mut quantity = fitted.quantity;
         if quantity.rank < 4 {
             notes.push(format!(
@@ -221,14 +231,10 @@ fn fit_group(
                 quantity.rank
             ));
         }
-        let outside: Vec<&Sample> = held_out.iter().filter(|s| of(s).is_some()).collect();
-        let form = &fitted.form;
-        let errors = outside.iter().zip(values(&outside)).map(|(s, value)| (form.at(point(s)) / value - 1.0).abs());
-        quantity.holdout_median_ape = median(errors.collect());
+        let outside = held_out.iter().filter_map(|s| Some((fitted.form.at(point(s)) / of(s)? - 1.0).abs()));
+        quantity.holdout_median_ape = median(outside.collect());
         Some(quantity)
-    };
-    let energy = fit("energy", |s| s.energy);
-    let runtime = fit("runtime", |s| s.runtime);
+    });
     flagged.sort_unstable();
     flagged.dedup();
     let trusted = training.iter().filter(|s| flagged.binary_search(&s.row).is_err());
@@ -252,22 +258,22 @@ struct FittedQuantity {
     flagged: Vec<bool>,
 }
 
-fn quantity(rows: &Rows, options: &Options) -> Result<FittedQuantity, Refusal> {
+/// Fits one quantity, with the paper's form where no family is given.
+fn quantity(rows: &Rows, family: Option<family::Family>, seed: u64) -> Result<FittedQuantity, Refusal> {
     if rows.cell_count() < 2 {
         let point = rows.points[0];
         return Err(Refusal::OnePoint { rows: rows.len(), tau_in: point.x, tau_out: point.y });
     }
-    let (form, errors, family, flagged, held_out, tests) = match options.form {
-        FormKind::Auto => {
-            let fitted = auto::fit(rows, options.seed);
+    let (form, errors, name, flagged, held_out, tests) = match family {
+        Some(family) => {
+            let fitted = auto::fit(rows, family, seed);
             let errors = fitted.form.named_errors(&fitted.standard_errors);
-            (fitted.form, errors, fitted.family.to_string(), fitted.flagged, fitted.held_out, None)
+            (fitted.form, errors, family.to_string(), fitted.flagged, fitted.held_out, None)
         }
-        FormKind::Paper => {
-            let fitted = paper::fit(rows, options.seed)?;
+        None => {
+            let fitted = paper::fit(rows, seed)?;
             let errors = fitted.form.named_errors(&fitted.tests.regression.standard_errors);
-            let flagged = vec![false; rows.len()];
-            (fitted.form, errors, "paper".to_owned(), flagged, fitted.held_out, Some(fitted.tests))
+            (fitted.form, errors, "paper".to_owned(), vec![false; rows.len()], fitted.held_out, Some(fitted.tests))
         }
     };
     let predictions: Vec<f64> = rows.points.iter().map(|&p| form.at(p)).collect();
@@ -288,7 +294,7 @@ fn quantity(rows: &Rows, options: &Options) -> Result<FittedQuantity, Refusal> {
         }),
         negative_predictions: predictions.iter().filter(|p| **p <= 0.0).count(),
         holdout_median_ape: None,
-        family,
+        family: name,
         interval,
         tests,
     };

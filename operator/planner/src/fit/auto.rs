@@ -12,7 +12,6 @@ use super::rows::Rows;
 #[derive(Debug, Clone)]
 pub(crate) struct Fitted {
     pub(crate) form: Form,
-    pub(crate) family: Family,
     /// Standard errors of the main terms of `form`, in their order, given the choice of terms.
     pub(crate) standard_errors: Vec<f64>,
     /// Prediction / value of every row, the row's cell left out of the fit; none with fewer than three cells.
@@ -27,6 +26,8 @@ pub(crate) const FOLDS: usize = 10;
 const CHOOSE_ON: usize = 400;
 /// A richer form must predict better by this factor.
 const CLEARLY_BETTER: f64 = 0.95;
+/// Differences between errors below this do not count.
+const NEGLIGIBLE: f64 = 0.001;
 /// A term may go if the form does not get worse by more than this factor.
 const NO_WORSE: f64 = 1.005;
 /// An error counts as at most this, so that wrong samples do not choose the form.
@@ -35,43 +36,44 @@ const LARGEST_ERROR: f64 = 0.5;
 const FLAG_SCALES: f64 = 6.0;
 const FLAG_ERROR: f64 = 0.15;
 
-/// Fits `rows`, at least two cells of them.
-pub(crate) fn fit(rows: &Rows, seed: u64) -> Fitted {
+/// Fits `rows`, at least two cells of them, with a form of the family.
+pub(crate) fn fit(rows: &Rows, family: Family, seed: u64) -> Fitted {
     let thin = rows.thinned(CHOOSE_ON);
-    let all_cells = thin.cell_count() == rows.cell_count();
-    let family = choose(&thin, seed);
     let (mut candidate, mut estimate) = fit_family(family, &thin, seed);
     let mut held_out = None;
-    if all_cells {
+    if thin.cell_count() == rows.cell_count() {
         if rows.cell_count() >= 3 {
             held_out = Some(leave_out(rows, &thin, family, seed));
         }
     } else {
-        let reduced = candidate.reduced_to(&estimate.coefficients);
+        candidate = candidate.reduced_to(&estimate.coefficients);
         let start: Vec<f64> = estimate.coefficients.iter().copied().filter(|c| *c > 0.0).collect();
-        let matrix = reduced.matrix(&rows.points);
-        estimate = reduced.fit(rows, &matrix, Start::Near(&start));
-        candidate = reduced;
+        let matrix = candidate.matrix(&rows.points);
+        estimate = candidate.fit(rows, &matrix, Start::Near(&start));
         let folds = rows.folds(FOLDS, seed);
         let errors = errors_by_fold(&candidate, rows, &matrix, &estimate, &folds);
         held_out = Some(errors.iter().map(|e| (-e).exp()).collect());
     }
-    finish(rows, family, &candidate, &estimate, held_out)
+    finish(rows, &candidate, &estimate, held_out)
 }
 
-/// The family that predicts left-out cells best, a simpler one if it is nearly as good.
-fn choose(rows: &Rows, seed: u64) -> Family {
-    let extent = trusted_extent(rows);
-    let start = crude(rows);
+/// The family that predicts left-out cells best, of all quantities together, or a simpler one that is nearly as good:
+/// what an engine does with its cache shows in joules and seconds alike.
+pub(crate) fn choose(quantities: &[&Rows], seed: u64) -> Family {
+    let thin: Vec<Rows> = quantities.iter().map(|rows| rows.thinned(CHOOSE_ON)).collect();
+    let starts: Vec<(Extent, Vec<f64>)> = thin.iter().map(|rows| (trusted_extent(rows), crude(rows))).collect();
     let mut best: Option<(f64, Family)> = None;
     for family in FAMILIES {
-        let Some(candidate) = family.candidate(&extent) else { continue };
-        let matrix = candidate.matrix(&rows.points);
-        let estimate = fit_candidate(&candidate, rows, &matrix, &start);
-        let score = score(&candidate, rows, &matrix, &estimate, seed);
-        if std::env::var("DBG").is_ok() { eprintln!("{family} {score:.5} in-sample {:.5}", mean_error(rows, |i| (rows.values[i] / estimate.predictions.values[i]).ln())); }
-        if best.is_none_or(|(least, _)| score < CLEARLY_BETTER * least) {
-            best = Some((score, family));
+        let scores = thin.iter().zip(&starts).map(|(rows, (extent, start))| {
+            let candidate = family.candidate(extent)?;
+            let matrix = candidate.matrix(&rows.points);
+            let estimate = fit_candidate(&candidate, rows, &matrix, start);
+            Some((score(&candidate, rows, &matrix, &estimate, seed) + NEGLIGIBLE).ln())
+        });
+        let Some(total) = scores.sum::<Option<f64>>() else { continue };
+        let mean = total / quantities.len() as f64;
+        if best.is_none_or(|(least, _)| mean < least + CLEARLY_BETTER.ln()) {
+            best = Some((mean, family));
         }
     }
     best.map_or(Family::Linear, |(_, family)| family)
@@ -213,7 +215,6 @@ fn form_of(candidate: &Candidate, estimate: &Estimate) -> Form {
 
 fn finish(
     rows: &Rows,
-    family: Family,
     candidate: &Candidate,
     estimate: &Estimate,
     held_out: Option<Vec<f64>>,
@@ -225,7 +226,7 @@ fn finish(
         let limit = (FLAG_SCALES * estimate.scale.at(prediction).max(SMALLEST_SCALE)).max(FLAG_ERROR);
         (rows.values[i] / prediction).ln().abs() > limit
     });
-    Fitted { flagged: flagged.collect(), standard_errors, form, family, held_out }
+    Fitted { flagged: flagged.collect(), standard_errors, form, held_out }
 }
 
 /// Standard errors of the main terms, robust to errors that differ in size (the sandwich of White, Econometrica 1980).

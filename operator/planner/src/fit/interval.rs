@@ -29,6 +29,8 @@ pub const LEVEL: f64 = 0.9;
 const PER_OCTAVE: f64 = 0.05;
 /// With fewer cells, errors to both sides are counted together.
 const CELLS_FOR_SIDES: usize = 40;
+/// See [`Interval::calibrate`].
+const PART_FOR_FEW: f64 = 0.2;
 /// Too few cells to bound the level from samples: the bound is the largest error times this.
 const BEYOND_LARGEST: f64 = 1.3;
 
@@ -43,12 +45,14 @@ impl Interval {
         let rows = rows.pick(&kept);
         let errors: Vec<f64> = kept.iter().map(|&i| -ratios[i].ln()).collect();
         let predictions: Vec<f64> = kept.iter().zip(&rows.values).map(|(&i, value)| value * ratios[i]).collect();
-        let scale = Scale::of(&rows, &errors, &predictions);
+        let scale = Scale::of(&rows, &errors, &predictions, 0);
         let mut deviations: Vec<f64> = errors.iter().zip(&predictions).map(|(e, p)| e / scale.at(*p)).collect();
-        // A cell's rows err together: cells are what the level is counted over, and its correction (n + 1) / n.
+        // Rows of a cell err together, so the correction (n + 1) / n is by cells. Where they are few, cells differ in their
+        // rows, and the full correction covers 96 % of held-out rows; this part of it covers 90.
         let cells = rows.cell_count() as f64;
-        let corrected = |share: f64| share * (cells + 1.0) / cells;
-        let (lower, upper) = if rows.cell_count() < CELLS_FOR_SIDES {
+        let few = rows.cell_count() < CELLS_FOR_SIDES;
+        let corrected = |share: f64| share * (1.0 + if few { PART_FOR_FEW } else { 1.0 } / cells);
+        let (lower, upper) = if few {
             deviations.iter_mut().for_each(|d| *d = d.abs());
             let bound = quantile(&mut deviations, corrected(LEVEL));
             (-bound, bound)

@@ -82,9 +82,13 @@ const MAD: f64 = 1.4826;
 const CELLS_FOR_SLOPE: usize = 20;
 
 impl Scale {
-    pub(crate) fn of(rows: &Rows, errors: &[f64], predictions: &[f64]) -> Self {
+    /// From the errors of a fit with so many terms.
+    pub(crate) fn of(rows: &Rows, errors: &[f64], predictions: &[f64], terms: usize) -> Self {
         let weighted = |f: &dyn Fn(usize) -> f64| weighted_median((0..rows.len()).map(|i| (f(i), rows.weights[i])));
-        let flat = (MAD * weighted(&|i| errors[i].abs())).max(SMALLEST_SCALE);
+        // Few cells are partly met by the terms themselves (correction of Rousseeuw and Leroy, 1987).
+        let free = rows.cell_count().saturating_sub(terms).max(1) as f64;
+        let consistent = MAD * if terms == 0 { 1.0 } else { 1.0 + 5.0 / free };
+        let flat = (consistent * weighted(&|i| errors[i].abs())).max(SMALLEST_SCALE);
         let total: f64 = rows.weights.iter().sum();
         let pivot = predictions.iter().zip(&rows.weights).map(|(p, w)| w * p.ln()).sum::<f64>() / total;
         let mut scale = Self { base: flat, slope: 0.0, pivot };
@@ -104,7 +108,7 @@ impl Scale {
         let shrink = cells as f64 / (cells as f64 + 15.0);
         scale.slope = if spread > 0.0 { (shrink * product / spread).clamp(-1.0, 1.0) } else { 0.0 };
         let relative = weighted(&|i| errors[i].abs() / scale.at(predictions[i]));
-        scale.base = (flat * MAD * relative).max(SMALLEST_SCALE);
+        scale.base = (flat * consistent * relative).max(SMALLEST_SCALE);
         scale
     }
 
@@ -263,7 +267,8 @@ impl Run<'_> {
     }
 
     fn scale(&self) -> Scale {
-        Scale::of(self.rows, &self.errors, &self.predictions.values)
+        let terms = self.coefficients.iter().filter(|c| **c > 0.0).count();
+        Scale::of(self.rows, &self.errors, &self.predictions.values, terms)
     }
 
     /// Tukey's weights. Rows with coarser readings count less, by the root of their variance: in full, the few largest
