@@ -209,7 +209,7 @@ fn fit_group(
         Rows::new(known[i].iter().map(|s| point(s)).collect(), values)
     });
     let telling: Vec<&Rows> = rows.iter().filter(|rows| rows.cell_count() > 1).collect();
-    let family = (options.form == FormKind::Auto && !telling.is_empty()).then(|| auto::choose(&telling, options.seed));
+    let family = (options.form == FormKind::Auto && !telling.is_empty()).then(|| auto::choose(&telling));
     let [energy, runtime] = [0, 1].map(|i| {
         let (name, of) = of[i];
         if rows[i].len() == 0 {

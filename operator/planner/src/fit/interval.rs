@@ -44,7 +44,7 @@ impl Interval {
         }
         let rows = rows.pick(&kept);
         let errors: Vec<f64> = kept.iter().map(|&i| -ratios[i].ln()).collect();
-        let predictions: Vec<f64> = kept.iter().zip(&rows.values).map(|(&i, value)| value * ratios[i]).collect();
+        let predictions: Vec<f64> = kept.iter().zip(&rows.logs).map(|(&i, log)| log + ratios[i].ln()).collect();
         let scale = Scale::of(&rows, &errors, &predictions, 0);
         let mut deviations: Vec<f64> = errors.iter().zip(&predictions).map(|(e, p)| e / scale.at(*p)).collect();
         // Rows of a cell err together, so the correction (n + 1) / n is by cells. Where they are few, cells differ in their
@@ -72,7 +72,7 @@ impl Interval {
     #[inline]
     pub fn bounds(&self, prediction: f64, octaves_outside: f64) -> (f64, f64) {
         let scale = Scale { base: self.scale, slope: self.scale_slope, pivot: self.scale_pivot };
-        let inside = scale.at(prediction);
+        let inside = scale.at(prediction.ln());
         let outside = PER_OCTAVE * octaves_outside;
         let deviation = (inside * inside + outside * outside).sqrt();
         (prediction * (self.lower * deviation).exp(), prediction * (self.upper * deviation).exp())
