@@ -14,6 +14,7 @@ mod rows;
 
 pub use form::Form;
 pub use interval::Interval;
+pub(crate) use nnls::Normal;
 pub use paper::{PaperTests, Tested, anova_across_models};
 
 use crate::samples::{Key, Rejected, Sample, Samples};
