@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 export JOULECAST_CLUSTER_DIR ?= /var/lib/joulecast-cluster
 cluster_kubeconfig := $(JOULECAST_CLUSTER_DIR)/kubeconfig
 
-# helm, kubectl and the command line come from build/bin where they are there.
+# helm and the command line come from build/bin where they are there.
 export PATH := $(CURDIR)/build/bin:$(PATH)
 
 # First line of a recipe: announces the stage, and its time when it ends.
@@ -23,7 +23,7 @@ help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: ## install what is missing: Debian packages, the Kubernetes binaries (Go modules), helm, kubectl
+setup: ## install what is missing: Debian packages, the Kubernetes binaries (Go modules), helm
 	$(call stage,installs Debian packages and builds the Kubernetes binaries into build/bin where they are missing)
 	tests/cluster/setup.sh
 
@@ -41,7 +41,7 @@ test: export KUBECONFIG := $(cluster_kubeconfig)
 test: setup check images cluster-up demo readme cluster-tests ## all tests: check, then images, local cluster, demo, README, cluster tests
 
 .PHONY: demo
-demo: setup ## the main job end to end; KUBECONFIG=... REGISTRY=... uses a cluster of yours, otherwise a local one starts
+demo: ## the main job end to end; KUBECONFIG=... REGISTRY=... uses a cluster of yours, otherwise a local one starts
 	$(call stage,runs an InferenceJob on a real cluster)
 	tests/demo/demo.sh
 
@@ -53,8 +53,11 @@ readme: ## runs the commands of README.md on the cluster that the demo left runn
 # The last stage of `make test`: cargo's own closing lines stand at the end, so no stage line follows them.
 .PHONY: cluster-tests
 cluster-tests: export KUBECONFIG := $(cluster_kubeconfig)
-cluster-tests: ## the tests that need the local cluster (make cluster-up first)
-	@printf '\n== %s: %s\n' '$@' 'cluster tests on the local cluster'
+cluster-tests: ## the tests that need the local cluster, as `make demo` leaves it
+	@printf '\n== %s: %s\n' '$@' 'tests on the local cluster'
+	set -a
+	. build/images/images.env
+	set +a
 	cargo test --release -p joulecast-tests
 
 .PHONY: cluster-up
@@ -70,7 +73,7 @@ cluster-down: ## stop the local cluster; nothing of it keeps running
 .PHONY: images
 images: setup ## build the release binaries and from them the images into build/images
 	$(call stage,builds the release binaries and the images)
-	charts/images/build
+	tests/demo/images.sh
 
 .PHONY: generate
 generate: ## rewrite generated files: CRDs from their types, the golden rendering of the chart

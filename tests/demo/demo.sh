@@ -74,21 +74,25 @@ choose_cluster() {
 	fi
 }
 
+# A cluster of the user's own needs none of the local one's parts, if its tools are at hand.
+set_up() {
+	if [ "$cluster" = given ] && [ -z "${REGISTRY:-}" ] && command -v kubectl helm python3 cc >/dev/null; then return; fi
+	say "installs what is missing"
+	tests/cluster/setup.sh
+}
+
 build_images() {
 	say "builds the release binaries and the images"
-	charts/images/build --extra demo-model=tests/demo/model
+	tests/demo/images.sh
 	# shellcheck source=/dev/null
 	. build/images/images.env
-	for name in joulecast kubectl-joulecast; do
-		ln -sfn ../../target/release/joulecast "$bin/$name"
-	done
 }
 
 provide_images() {
 	if [ "$cluster" = local ]; then
 		say "starts the local cluster and loads the images"
 		tests/cluster/cluster up
-		tests/cluster/cluster load
+		tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
 	elif [ -n "${REGISTRY:-}" ]; then
 		say "pushes the images to $REGISTRY"
 		charts/images/push
@@ -157,7 +161,7 @@ show_result() {
 	job_field 'file {.spec.output.persistentVolumeClaim.path} on the volume of claim {.spec.output.persistentVolumeClaim.claimName} in namespace {.metadata.namespace}
 '
 	cat <<-END
-		all of it: joulecast results $job --namespace $namespace --output json
+		all of it: joulecast results $job --namespace $namespace --output jsonl
 
 		-- what to try next
 		  export PATH=$bin:\$PATH
@@ -170,6 +174,7 @@ show_result() {
 }
 
 choose_cluster
+set_up
 build_images
 trap diagnose EXIT
 provide_images

@@ -13,8 +13,9 @@
 
 {{/* Labels that never change: what selectors may use. */}}
 {{- define "joulecast.selectorLabels" -}}
-app.kubernetes.io/name: joulecast-operator
+app.kubernetes.io/name: joulecast
 app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
 {{- end -}}
 
 {{- define "joulecast.labels" -}}
