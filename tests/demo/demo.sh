@@ -76,7 +76,10 @@ choose_cluster() {
 
 # A cluster of the user's own needs none of the local one's parts, if its tools are at hand.
 set_up() {
-	if [ "$cluster" = given ] && [ -z "${REGISTRY:-}" ] && command -v kubectl helm python3 cc >/dev/null; then return; fi
+	local tool tools=(kubectl helm python3 cc) missing=''
+	[ -z "${REGISTRY:-}" ] || tools+=(skopeo)
+	for tool in "${tools[@]}"; do command -v "$tool" >/dev/null || missing+=" $tool"; done
+	if [ "$cluster" = given ] && [ -z "$missing" ]; then return; fi
 	say "installs what is missing"
 	tests/cluster/setup.sh
 }
