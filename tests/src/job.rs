@@ -122,7 +122,7 @@ pub fn lines_done(job: &InferenceJob) -> i64 {
 /// # Errors
 /// If they cannot be read or a line is no JSON.
 pub async fn results(here: &TestNamespace, name: &str) -> Result<Vec<Value>> {
-    let text = user_runs("joulecast", &["results", name, "-n", &here.name], None).await?;
+    let text = user_runs("joulecast", &["results", name, "-n", &here.name, "--output", "jsonl"], None).await?;
     text.lines().map(|line| serde_json::from_str(line).with_context(|| format!("not JSON: {line}"))).collect()
 }
 
