@@ -38,8 +38,31 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.progressKey.existingSecret | default (printf "%s-progress-key" (include "joulecast.prefix" .)) -}}
 {{- end -}}
 
-{{/* The operator's configuration file. */}}
+{{/* The operator's configuration file; operator/src/config.rs says what its keys mean. */}}
 {{- define "joulecast.config" -}}
-runtimeImage: {{ include "joulecast.runtimeImage" . | quote }}
-runtimeImagePullPolicy: {{ .Values.runtime.imagePullPolicy }}
+runtimes:
+  - image: {{ include "joulecast.runtimeImage" . | quote }}
+    pullPolicy: {{ .Values.runtime.imagePullPolicy }}
+    engines: {{ toJson .Values.runtime.engines }}
+    providers: {{ toJson .Values.runtime.providers }}
+podDefaults:
+  resources:
+    {{- toYaml .Values.jobs.resources | nindent 4 }}
+{{- with .Values.jobs.watts }}
+watts:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- if .Values.jobs.networkPolicy.enabled }}
+networkPolicy:
+  operator:
+    namespaceSelector:
+      matchLabels:
+        kubernetes.io/metadata.name: {{ .Release.Namespace }}
+    podSelector:
+      matchLabels:
+        {{- include "joulecast.selectorLabels" . | nindent 8 }}
+  extraFrom:
+    {{- toYaml .Values.jobs.networkPolicy.extraFrom | nindent 4 }}
+{{- end }}
+progressSeconds: {{ .Values.jobs.progressSeconds }}
 {{- end -}}
