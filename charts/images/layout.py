@@ -129,6 +129,19 @@ def program_layer(programs):
     return files
 
 
+def directory_layer(source, target):
+    """The files under a directory, at another place in the image, for everyone to read."""
+    files = Files()
+    for directory, names, found in os.walk(source):
+        names.sort()
+        for name in found:
+            path = os.path.join(directory, name)
+            files.add(os.path.join(target, os.path.relpath(path, source)), read(path))
+    if not files.files:
+        sys.exit(f"{source} holds no files")
+    return files
+
+
 def write_image(layers, user, entrypoint, name, tag, out):
     """Writes the OCI layout; returns the full name and what each layer weighs."""
     blobs, descriptors, diff_ids, sizes = {}, [], [], []
@@ -192,6 +205,7 @@ def main():
     image.add_argument("--tag", help="default: dev- and 12 digits of the image's digest")
     image.add_argument("--out", required=True, help="the tar file")
     image.add_argument("--bare", action="store_true", help="nothing but the programs, which must be static")
+    image.add_argument("--directory", metavar="FROM=TO", help="files of a directory here, and where they come in the image")
     image.add_argument("programs", nargs="+", help="the first is the entry point; they come to /usr/bin")
     tree = commands.add_parser("tree", help="write the same files under a directory")
     tree.add_argument("--out", required=True, help="the directory")
@@ -210,9 +224,16 @@ def main():
             sys.exit(f"--bare: {dynamic[0]} is not static")
     else:
         layers.insert(0, base_layer(given.programs))
+    parts = ["programs"] if given.bare else ["base", "programs"]
+    if given.directory:
+        source, separator, target = given.directory.partition("=")
+        if not separator or not target.startswith("/"):
+            sys.exit(f"--directory: FROM=TO with an absolute path TO, not {given.directory!r}")
+        layers.append(directory_layer(source, target))
+        parts.append("directory")
     entrypoint = f"/usr/bin/{os.path.basename(given.programs[0])}"
     name, sizes = write_image(layers, NONROOT, entrypoint, given.name, given.tag, given.out)
-    for part, (plain, packed) in zip(["programs"] if given.bare else ["base", "programs"], sizes):
+    for part, (plain, packed) in zip(parts, sizes):
         print(f"{given.name} {part}: {plain / 1e6:.1f} MB, {packed / 1e6:.1f} MB compressed", file=sys.stderr)
     print(name)
 

@@ -87,8 +87,6 @@ set_up() {
 build_images() {
 	say "builds the release binaries and the images"
 	tests/demo/images.sh
-	# shellcheck source=/dev/null
-	. build/images/images.env
 }
 
 provide_images() {
@@ -99,9 +97,10 @@ provide_images() {
 	elif [ -n "${REGISTRY:-}" ]; then
 		say "pushes the images to $REGISTRY"
 		charts/images/push
-		# shellcheck source=/dev/null
-		. build/images/pushed.env
 	fi
+	# Pushing has changed the names.
+	# shellcheck source=/dev/null
+	. build/images/images.env
 }
 
 install_chart() {

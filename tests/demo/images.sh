@@ -3,9 +3,15 @@
 # shipped, and the runtime with the demo model in it, which puts the model onto a volume.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
-charts/images/build --extra demo-model=tests/demo/model
+programs=${CARGO_TARGET_DIR:-target}/release
+cargo build --release --locked --bin joulecast --bin joulecast-operator --bin joulecast-runtime
+charts/images/build
+name=$(charts/images/layout.py image --name localhost/joulecast/demo-model --out build/images/demo-model.tar \
+	--directory tests/demo/model=/demo-model "$programs/joulecast-runtime")
+printf 'JOULECAST_DEMO_MODEL_IMAGE=%s\n' "$name" | tee -a build/images/images.env
+
 # The command line that belongs to them stands where the project's tools are.
 mkdir -p build/bin
 for name in joulecast kubectl-joulecast; do
-	ln -sfn ../../target/release/joulecast "build/bin/$name"
+	ln -sfn "$(realpath "$programs/joulecast")" "build/bin/$name"
 done
