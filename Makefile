@@ -20,7 +20,7 @@ stage = @SECONDS=0; printf '\n== %s: %s\n' '$@' '$(1)'; \
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
 setup: ## install what is missing: Debian packages, the Kubernetes binaries (Go modules), helm
@@ -38,7 +38,7 @@ check: ## format, clippy with warnings denied, unit tests, generated files, char
 
 .PHONY: test
 test: export KUBECONFIG := $(cluster_kubeconfig)
-test: setup check images cluster-up demo readme cluster-tests ## all tests: check, then images, local cluster, demo, README, cluster tests
+test: setup check images cluster-selftest cluster-up demo readme cluster-tests ## all tests: check, the local cluster itself, demo, README, tests on the cluster
 
 .PHONY: demo
 demo: ## the main job end to end; KUBECONFIG=... REGISTRY=... uses a cluster of yours, otherwise a local one starts
@@ -59,6 +59,13 @@ cluster-tests: ## the tests that need the local cluster, as `make demo` leaves i
 	. build/images/images.env
 	set +a
 	cargo test --release -p joulecast-tests
+
+# The self-test has a cluster of its own, and a machine has room for one: it stops the other, whose state stays.
+.PHONY: cluster-selftest
+cluster-selftest: setup ## test the local cluster itself: start, crash, stop, and that nothing is left
+	$(call stage,tests the local cluster itself)
+	tests/cluster/cluster down
+	tests/cluster/selftest.sh
 
 .PHONY: cluster-up
 cluster-up: setup ## start the local cluster (no effect if it runs)
