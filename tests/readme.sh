@@ -56,8 +56,9 @@ if [ "${1:-}" = --static ]; then
 fi
 
 PATH=$PWD/build/bin:$PATH
-local_kubeconfig=${JOULECAST_CLUSTER_DIR:-/var/lib/joulecast-cluster}/kubeconfig
-export KUBECONFIG=${KUBECONFIG:-$local_kubeconfig}
+# Always the local cluster: nobody's own is touched by a test.
+export KUBECONFIG=${JOULECAST_CLUSTER_DIR:-/var/lib/joulecast-cluster}/kubeconfig
+[ -r "$KUBECONFIG" ] || fail "no $KUBECONFIG: run \`make demo\` first"
 namespace=demo
 
 echo "README.md: examples against the API server"
