@@ -58,8 +58,13 @@ render --set metrics.serviceMonitor.enabled=true --set metrics.serviceMonitor.la
 grep -q '^kind: ServiceMonitor$' "$work/monitor.yaml" || fail "serviceMonitor.enabled gives no ServiceMonitor"
 render --set userRoles.install=false >"$work/no-roles.yaml"
 ! grep -q 'aggregate-to-view' "$work/no-roles.yaml" || fail "userRoles.install=false leaves roles"
-render --set jobs.networkPolicy.enabled=false >"$work/open.yaml"
-! grep -qi 'networkpolic' "$work/open.yaml" || fail "jobs.networkPolicy.enabled=false leaves a policy or the right to make one"
+render --set networkPolicy.enabled=false >"$work/open.yaml"
+! grep -qi 'networkpolic' "$work/open.yaml" || fail "networkPolicy.enabled=false leaves a policy or the right to make one"
+render --set 'extraRuntimes[0].image=r:1,extraRuntimes[0].engines={llamacpp},extraRuntimes[0].providers={cpu}' \
+	--set watts.busyMilliwattsPerCpu=7000,watts.idleMilliwattsPerCpu=1500 >"$work/more.yaml"
+for text in 'image: "r:1"' 'engines: \["llamacpp"\]' 'busyMilliwattsPerCpu: 7000'; do
+	grep -q "$text" "$work/more.yaml" || fail "the operator's configuration lacks $text"
+done
 helm template other "$chart" --namespace elsewhere >"$work/other.yaml"
 grep -q '^  name: other-joulecast-operator$' "$work/other.yaml" || fail "the release's name does not prefix its objects"
 
@@ -74,9 +79,10 @@ refused() {
 }
 refused replica --set operator.replica=2
 refused engines --set 'runtime.engines={tensorrt}'
-refused progressSeconds --set jobs.progressSeconds=0
-refused idleMilliwattsPerCpu --set jobs.watts.busyMilliwattsPerCpu=7000
+refused progressSeconds --set progressSeconds=0
+refused idleMilliwattsPerCpu --set watts.busyMilliwattsPerCpu=7000
 refused image --set operator.image=no-tag
+refused providers --set 'extraRuntimes[0].image=r:1,extraRuntimes[0].engines={candle}'
 refused logFormat --set operator.logFormat=xml
 refused imagePullPolicy --set operator.imagePullPolicy=Sometimes
 refused install --set-string crds.install=yes

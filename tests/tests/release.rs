@@ -36,7 +36,7 @@ async fn an_operator_killed_mid_run_starts_no_second_run_and_loses_no_report() {
         let operators: Api<Pod> = Api::namespaced(here.client.clone(), RELEASE_NAMESPACE);
         let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
         operators
-            .delete_collection(&at_once, &ListParams::default().labels("app.kubernetes.io/component=operator"))
+            .delete_collection(&at_once, &ListParams::default().labels("app.kubernetes.io/name=joulecast-operator"))
             .await?;
         let ended = "--for=jsonpath={.status.phase}=Succeeded";
         let label = "joulecast.dev/inference-job=steady";
@@ -63,7 +63,7 @@ async fn an_idle_operator_writes_nothing_and_stays_small() {
     let _alone = RELEASE_LOCK.lock().await;
     let outcome: Result<()> = async {
         let operators: Api<Pod> = Api::namespaced(client().await?, RELEASE_NAMESPACE);
-        let list = operators.list(&ListParams::default().labels("app.kubernetes.io/component=operator")).await?;
+        let list = operators.list(&ListParams::default().labels("app.kubernetes.io/name=joulecast-operator")).await?;
         let pod = list.items.first().and_then(|p| p.metadata.name.clone()).context("no operator pod")?;
         let metrics = format!("/api/v1/namespaces/{RELEASE_NAMESPACE}/pods/{pod}:8080/proxy/metrics");
         let page = user_runs("kubectl", &["get", "--raw", &metrics], None).await?;

@@ -13,7 +13,7 @@
 
 {{/* Labels that never change: what selectors may use. */}}
 {{- define "joulecast.selectorLabels" -}}
-app.kubernetes.io/name: joulecast
+app.kubernetes.io/name: joulecast-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/component: operator
 {{- end -}}
@@ -38,21 +38,27 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- .Values.progressKey.existingSecret | default (printf "%s-progress-key" (include "joulecast.prefix" .)) -}}
 {{- end -}}
 
-{{/* The operator's configuration file; operator/src/config.rs says what its keys mean. */}}
+{{/* The operator's configuration file; operator/src/config.rs describes it. */}}
 {{- define "joulecast.config" -}}
 runtimes:
   - image: {{ include "joulecast.runtimeImage" . | quote }}
     pullPolicy: {{ .Values.runtime.imagePullPolicy }}
     engines: {{ toJson .Values.runtime.engines }}
     providers: {{ toJson .Values.runtime.providers }}
+  {{- range .Values.extraRuntimes }}
+  - image: {{ .image | quote }}
+    pullPolicy: {{ .imagePullPolicy | default "IfNotPresent" }}
+    engines: {{ toJson .engines }}
+    providers: {{ toJson .providers }}
+  {{- end }}
 podDefaults:
   resources:
-    {{- toYaml .Values.jobs.resources | nindent 4 }}
-{{- with .Values.jobs.watts }}
+    {{- toYaml .Values.runtime.resources | nindent 4 }}
+{{- with .Values.watts }}
 watts:
   {{- toYaml . | nindent 2 }}
 {{- end }}
-{{- if .Values.jobs.networkPolicy.enabled }}
+{{- if .Values.networkPolicy.enabled }}
 networkPolicy:
   operator:
     namespaceSelector:
@@ -61,8 +67,7 @@ networkPolicy:
     podSelector:
       matchLabels:
         {{- include "joulecast.selectorLabels" . | nindent 8 }}
-  extraFrom:
-    {{- toYaml .Values.jobs.networkPolicy.extraFrom | nindent 4 }}
+  extraFrom: {{ toJson .Values.networkPolicy.extraFrom }}
 {{- end }}
-progressSeconds: {{ .Values.jobs.progressSeconds }}
+progressSeconds: {{ .Values.progressSeconds }}
 {{- end -}}

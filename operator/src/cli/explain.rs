@@ -70,8 +70,9 @@ pub fn text(name: &str, status: &InferenceJobStatus) -> String {
             let _ = writeln!(text, "            node or class: {placement}");
         }
         for left in &plan.left_out {
-            let (engine, provider, class) = (left.engine, left.provider, left.device_class);
-            let _ = writeln!(text, "  left out  {} on {engine}/{provider}, class {class}: {}", left.model, left.reason);
+            let engine = left.engine.map_or("any engine", |engine| engine.as_str());
+            let provider = left.provider.map_or("any provider", |provider| provider.as_str());
+            let _ = writeln!(text, "  left out  {} on {engine}/{provider}: {}", left.model, left.reason);
         }
         for further in &plan.further_left_out {
             let _ = writeln!(text, "  left out  {} more: {}", further.count, further.reason);
@@ -109,6 +110,13 @@ pub fn text(name: &str, status: &InferenceJobStatus) -> String {
             measured.runtime_milliseconds,
             measured.attempts
         );
+        if measured.attempts_without_energy > 0 {
+            let _ = writeln!(
+                text,
+                "  missing: the energy of {} attempts that had no reading",
+                measured.attempts_without_energy
+            );
+        }
         if measured.attempts_without_report > 0 {
             let _ = writeln!(
                 text,
@@ -141,7 +149,7 @@ mod tests {
         .unwrap();
         let text = text("j", &status);
         for shown in [
-            "demo on onnx/cpu, class cpu: no artifact for onnx",
+            "demo on onnx/cpu: no artifact for onnx",
             "3 more: no node",
             "12.034 J",
             "idle  not known",
