@@ -117,9 +117,11 @@ prepare_namespace() {
 	in_demo apply --server-side -f "$manifests/claims.yaml"
 	in_demo create configmap demo-prompts --from-file=prompts.jsonl=tests/demo/prompts.jsonl --dry-run=client -o yaml |
 		in_demo apply --server-side -f -
-	sed "s|@MODEL_IMAGE@|$JOULECAST_DEMO_MODEL_IMAGE|" "$manifests/install-model.yaml" | in_demo apply --server-side -f -
+	local model
+	model=demo-rust-$(cat tests/demo/model/* | sha256sum | cut -c1-12)
+	sed "s|@MODEL_IMAGE@|$JOULECAST_DEMO_MODEL_IMAGE|; s|@MODEL@|$model|" "$manifests/install-model.yaml" | in_demo apply --server-side -f -
 	in_demo wait --for=condition=Complete job/install-demo-model --timeout=5m
-	in_demo apply --server-side -f "$manifests/model.yaml"
+	sed "s|@MODEL@|$model|" "$manifests/model.yaml" | in_demo apply --server-side -f -
 }
 
 job_field() { in_demo get inferencejob "$job" -o "jsonpath=$1"; }
