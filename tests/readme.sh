@@ -80,6 +80,7 @@ trap 'rm -f "$script"' EXIT
 	done
 } >"$script"
 # So that a repeated run waits for a run of its own.
-kubectl delete --namespace "$namespace" -f docs/examples/job-small-input.yaml --ignore-not-found --cascade=foreground --timeout=2m
+kubectl delete --namespace "$namespace" -f docs/examples/job-small-input.yaml --ignore-not-found --timeout=2m
+kubectl wait --namespace "$namespace" --for=delete jobs.batch,pods --selector joulecast.dev/inference-job=three-requests --timeout=2m
 bash "$script"
 echo "README.md: all commands done"

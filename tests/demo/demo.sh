@@ -113,6 +113,7 @@ prepare_namespace() {
 	kubectl apply --server-side -f "$manifests/namespace.yaml"
 	# A job of an earlier run goes first: it may still hold the volumes.
 	in_demo delete inferencejob "$job" --ignore-not-found --cascade=foreground --timeout=2m
+	in_demo wait --for=delete jobs.batch,pods --selector joulecast.dev/inference-job="$job" --timeout=2m
 	in_demo delete job install-demo-model --ignore-not-found --cascade=foreground --timeout=2m
 	in_demo apply --server-side -f "$manifests/claims.yaml"
 	in_demo create configmap demo-prompts --from-file=prompts.jsonl=tests/demo/prompts.jsonl --dry-run=client -o yaml |
