@@ -210,7 +210,7 @@ def main():
         layers.insert(0, base_layer(given.programs))
     entrypoint = f"/usr/bin/{os.path.basename(given.programs[0])}"
     name, sizes = write_image(layers, NONROOT, entrypoint, given.name, given.tag, given.out)
-    for part, (plain, packed) in zip(["programs"] if given.bare else ["base", "programs"], sizes):
+    for part, (plain, packed) in zip(["base", "programs"], sizes if not given.bare else []):
         print(f"{given.name} {part}: {plain / 1e6:.1f} MB, {packed / 1e6:.1f} MB compressed", file=sys.stderr)
     print(name)
 
