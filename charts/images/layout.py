@@ -89,16 +89,13 @@ def libraries(program):
 
 def packages(paths):
     """The Debian packages that files come from; none on a machine without dpkg."""
-    found = set()
-    for path in paths:
-        # a package may list /lib/x for what is now /usr/lib/x
-        for spelling in {path, os.path.realpath(path), os.path.realpath(path).removeprefix("/usr")}:
-            try:
-                run = subprocess.run(["dpkg", "-S", spelling], capture_output=True, text=True)
-            except FileNotFoundError:
-                return set()
-            found |= {line.split(":")[0] for line in run.stdout.splitlines() if not line.startswith("diversion")}
-    return found
+    # a package may list /lib/x for what is now /usr/lib/x
+    spellings = {spelling for path in paths for real in [os.path.realpath(path)] for spelling in (path, real, real.removeprefix("/usr"))}
+    try:
+        run = subprocess.run(["dpkg", "-S", *sorted(spellings)], capture_output=True, text=True)
+    except FileNotFoundError:
+        return set()
+    return {line.split(":")[0] for line in run.stdout.splitlines() if not line.startswith("diversion")}
 
 
 def base_layer(programs):
@@ -153,12 +150,13 @@ def write_image(layers, user, entrypoint, name, tag, out):
 
     for files in layers:
         plain = files.tar()
-        packed = gzip.compress(plain, mtime=0)
+        packed = gzip.compress(plain, compresslevel=6, mtime=0)
         diff_ids.append("sha256:" + hashlib.sha256(plain).hexdigest())
         descriptors.append(blob(packed, "layer.v1.tar+gzip"))
         sizes.append((len(plain), len(packed)))
     architecture = ARCHITECTURES.get(platform.machine(), platform.machine())
     configuration = {
+        "created": "1970-01-01T00:00:00Z",
         "architecture": architecture,
         "os": "linux",
         "config": {
@@ -233,7 +231,7 @@ def main():
         parts.append("directory")
     entrypoint = f"/usr/bin/{os.path.basename(given.programs[0])}"
     name, sizes = write_image(layers, NONROOT, entrypoint, given.name, given.tag, given.out)
-    for part, (plain, packed) in zip(parts, sizes):
+    for part, (plain, packed) in zip(parts, sizes if not given.bare else []):
         print(f"{given.name} {part}: {plain / 1e6:.1f} MB, {packed / 1e6:.1f} MB compressed", file=sys.stderr)
     print(name)
 

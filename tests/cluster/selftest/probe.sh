@@ -3,7 +3,7 @@
 
 load_probe() {
     # a shell and a web server; unpacked only, so that nothing of the machine changes
-    (cd "$scratch" && apt-get download -qq -o APT::Sandbox::User=root busybox && dpkg-deb -x busybox_*.deb unpacked)
+    (cd "$scratch" && { download busybox 2>/dev/null || { apt-get update -qq && download busybox; }; } && dpkg-deb -x busybox_*.deb unpacked)
     busybox=$scratch/unpacked/bin/busybox
     probe_image=$("$repository/charts/images/layout.py" image --name localhost/joulecast/probe \
         --out "$scratch/probe.tar" "$busybox" "$(command -v openssl)" 2>/dev/null)
@@ -11,6 +11,8 @@ load_probe() {
     loaded=$(cluster load "$scratch/probe.tar")
     for name in "${names[@]}"; do contains "$name: $probe_image" "$loaded"; done
 }
+
+download() { apt-get download -qq -o APT::Sandbox::User=root "$1"; }
 
 run_probes() {
     local name
