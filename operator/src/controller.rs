@@ -42,6 +42,8 @@ mod scenarios;
 
 /// First and longest time before another try after an error.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// When a pod that is being deleted is looked at again.
+const LOST_POD_AGAIN: Duration = Duration::from_secs(15);
 /// When something is tried again that the API server refused, or that something else stood in the way of.
 const REFUSED_AGAIN: Duration = Duration::from_secs(60);
 
@@ -125,6 +127,9 @@ pub async fn reconcile(job: Arc<InferenceJob>, context: Arc<Context>) -> Result<
 fn next(snapshot: &Snapshot, decision: &Decision, applied: &apply::Applied, context: &Context) -> Action {
     if snapshot.running().is_some() {
         Action::requeue(context.progress.interval())
+    } else if snapshot.pods.iter().any(|pod| pod.deleting && pod.end().is_none()) {
+        // A pod whose node is lost is given up after a time of which no watch tells.
+        Action::requeue(LOST_POD_AGAIN)
     } else if applied.refused.is_some() || matches!(decision.child, ChildAction::Blocked { .. }) {
         Action::requeue(REFUSED_AGAIN)
     } else if let Some(expires) = decision.expires {
@@ -179,7 +184,8 @@ pub fn on_error(job: Arc<InferenceJob>, error: &Error, context: Arc<Context>) ->
     let count = failures.entry(job.meta().uid.clone().unwrap_or_default()).or_insert(0);
     *count = count.saturating_add(1);
     let (first, longest) = BACKOFF;
-    let wait = if class == Class::Refused { longest } else { first.saturating_mul(1 << (*count - 1).min(16)).min(longest) };
+    let wait =
+        if class == Class::Refused { longest } else { first.saturating_mul(1 << (*count - 1).min(16)).min(longest) };
     tracing::warn!(%error, ?class, ?wait, "a reconcile failed");
     Action::requeue(wait)
 }

@@ -49,19 +49,24 @@ impl Metrics {
     /// Metrics over a cache of jobs.
     #[must_use]
     pub fn new(jobs: Store<InferenceJob>) -> Self {
-        let mut registry = Registry::with_prefix("joulecast");
+        let mut registry = Registry::default();
         let durations = Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]);
         let errors = Family::default();
         let joules = Family::default();
         let unreported = Counter::default();
         let help = "Time of a reconcile of an InferenceJob; its count is the number of reconciles";
-        registry.register_with_unit("reconcile_duration", help, Unit::Seconds, durations.clone());
-        registry.register("reconcile_errors", "Failed reconciles by class: Conflict, Refused, Transport", errors.clone());
+        registry.register_with_unit("joulecast_reconcile_duration", help, Unit::Seconds, durations.clone());
+        registry.register(
+            "joulecast_reconcile_errors",
+            "Failed reconciles by class: Conflict, Refused, Transport",
+            errors.clone(),
+        );
         let help = "Gross energy of the runs whose reports were counted since the operator started";
-        registry.register_with_unit("measured", help, Unit::Joules, joules.clone());
+        registry.register_with_unit("joulecast_measured", help, Unit::Joules, joules.clone());
         let help = "Attempts that ended without a report since the operator started";
-        registry.register("attempts_without_report", help, unreported.clone());
+        registry.register("joulecast_attempts_without_report", help, unreported.clone());
         registry.register_collector(Box::new(JobsByState { jobs }));
+        registry.register_collector(Box::new(ResidentMemory));
         Self { registry, durations, errors, joules, unreported }
     }
 
@@ -123,12 +128,36 @@ impl Collector for JobsByState {
             let state = job.status.as_ref().and_then(|status| status.state.clone());
             *counts.entry(state.unwrap_or_else(|| "Pending".into())).or_default() += 1;
         }
-        let mut metric = encoder.encode_descriptor("joulecast_jobs", "InferenceJobs by state", None, MetricType::Gauge)?;
+        let mut metric =
+            encoder.encode_descriptor("joulecast_jobs", "InferenceJobs by state", None, MetricType::Gauge)?;
         for (state, count) in counts {
             let labels = [("state", state)];
             ConstGauge::new(count).encode(metric.encode_family(&labels)?)?;
         }
         Ok(())
+    }
+}
+
+/// Memory of this process, absent where the system does not tell.
+#[derive(Debug)]
+struct ResidentMemory;
+
+impl ResidentMemory {
+    fn bytes() -> Option<i64> {
+        let status = std::fs::read_to_string("/proc/self/status").ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+        let kibibytes: i64 = line.trim().strip_suffix(" kB")?.trim().parse().ok()?;
+        Some(kibibytes * 1024)
+    }
+}
+
+impl Collector for ResidentMemory {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let Some(bytes) = Self::bytes() else { return Ok(()) };
+        let help = "Resident memory of the operator";
+        let metric =
+            encoder.encode_descriptor("process_resident_memory", help, Some(&Unit::Bytes), MetricType::Gauge)?;
+        ConstGauge::new(bytes).encode(metric)
     }
 }
 
@@ -148,7 +177,8 @@ mod tests {
         writer.apply_watcher_event(&Event::Apply(job));
         let metrics = Metrics::new(jobs);
         let report = serde_json::to_string(&samples::report()).unwrap();
-        metrics.counted(&[PodFacts::of(&samples::ended_pod("p", 0, &report)), PodFacts::of(&samples::ended_pod("q", 1, ""))]);
+        let of = |pod| PodFacts::of(pod, samples::now());
+        metrics.counted(&[of(&samples::ended_pod("p", 0, &report)), of(&samples::ended_pod("q", 1, ""))]);
         metrics.reconciled(Duration::from_millis(5));
         metrics.failed(Class::Conflict);
         let text = metrics.text();
@@ -160,7 +190,9 @@ mod tests {
             r#"joulecast_jobs{state="Failed"} 0"#,
             "joulecast_reconcile_duration_seconds_count 1",
         ] {
-            assert!(text.contains(line), "{line} is not in\n{text}");
+            assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");
         }
+        let memory = text.lines().find_map(|line| line.strip_prefix("process_resident_memory_bytes ")).unwrap();
+        assert!(memory.parse::<u64>().unwrap() > 1 << 20, "{memory}");
     }
 }

@@ -9,8 +9,8 @@ use crate::controller::validate::{InputFile, ValidJob};
 use crate::progress::ProgressKey;
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::names::{
-    CONTAINER, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_CONFIGURATION, LABEL_DEVICE_CLASS, LABEL_EPOCH,
-    LABEL_JOB, LABEL_JOB_UID, PROGRESS_PORT, RESOURCE_CUDA, exit,
+    CONTAINER, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_CONFIGURATION, LABEL_DEVICE_CLASS,
+    LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, PROGRESS_PORT, RESOURCE_CUDA, exit,
 };
 use joulecast_crds::run_spec::{RunIdentity, RunSpec, VERSION};
 use joulecast_crds::{DeviceClass, InferenceJob};
@@ -23,9 +23,7 @@ use k8s_openapi::api::core::v1::{
     NodeSelectorRequirement, NodeSelectorTerm, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec,
     PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
 };
-use k8s_openapi::api::networking::v1::{
-    NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPort, NetworkPolicySpec,
-};
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPort, NetworkPolicySpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
@@ -144,18 +142,21 @@ fn child_job(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey
     }
 }
 
-/// A run that can never work fails at once; one that its node took away is repeated without counting as a failure.
+/// A run that can never work fails at once; one that was asked to stop (suspended, evicted) or that its node took away is
+/// repeated without counting as a failure.
 fn pod_failure_policy() -> PodFailurePolicy {
-    let fails_job = PodFailurePolicyRule {
-        action: "FailJob".into(),
+    let on_exit = |action: &str, codes: &[u8]| PodFailurePolicyRule {
+        action: action.into(),
         on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
             container_name: Some(CONTAINER.into()),
             operator: "In".into(),
-            values: vec![i32::from(exit::USAGE), i32::from(exit::INVALID)],
+            values: codes.iter().copied().map(i32::from).collect(),
         }),
         on_pod_conditions: None,
     };
-    let ignored = PodFailurePolicyRule {
+    let invalid = on_exit("FailJob", &[exit::USAGE, exit::INVALID]);
+    let stopped = on_exit("Ignore", &[exit::STOPPED]);
+    let disrupted = PodFailurePolicyRule {
         action: "Ignore".into(),
         on_exit_codes: None,
         on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
@@ -163,7 +164,7 @@ fn pod_failure_policy() -> PodFailurePolicy {
             status: "True".into(),
         }]),
     };
-    PodFailurePolicy { rules: vec![fails_job, ignored] }
+    PodFailurePolicy { rules: vec![invalid, stopped, disrupted] }
 }
 
 fn pod_spec(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey) -> PodSpec {

@@ -1,9 +1,9 @@
 //! What the operator watches, each kind once: a pruned cache of it, and who is to be reconciled when it changes.
 
 use crate::controller::decide::is_frozen;
+use futures::TryStreamExt;
 use joulecast_crds::names::{LABEL_DEVICE_CLASS, LABEL_JOB};
 use joulecast_crds::{InferenceJob, InferenceModel};
-use futures::TryStreamExt;
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, PodStatus};
@@ -182,7 +182,7 @@ mod tests {
         for whole in [samples::ended_pod("p", 0, &report), samples::running_pod("q")] {
             let mut pruned = whole.clone();
             prune_pod(&mut pruned);
-            assert_eq!(PodFacts::of(&pruned), PodFacts::of(&whole));
+            assert_eq!(PodFacts::of(&pruned, samples::now()), PodFacts::of(&whole, samples::now()));
             assert_eq!(job_of(&pruned), job_of(&whole));
         }
     }

@@ -67,9 +67,8 @@ pub fn candidates(
         of_model(job, model, runtimes, classes, &mut runnable, &mut rejected);
     }
     // A stable sort keeps the order of models, engines, formats and providers within one rank.
-    runnable.sort_by_key(|candidate| {
-        (rank(&job.engines, &candidate.engine), rank(&job.providers, &candidate.provider))
-    });
+    runnable
+        .sort_by_key(|candidate| (rank(&job.engines, &candidate.engine), rank(&job.providers, &candidate.provider)));
     (runnable, rejected)
 }
 
@@ -88,7 +87,13 @@ fn of_model(
     let (name, accuracy, artifacts) = match model {
         ModelOption::Missing { name } => {
             let reason = format!("InferenceModel {name} not found in namespace {}: create it", job.namespace);
-            rejected.push(Rejected { model: name.clone(), engine: None, provider: None, hurdle: Hurdle::Model, reason });
+            rejected.push(Rejected {
+                model: name.clone(),
+                engine: None,
+                provider: None,
+                hurdle: Hurdle::Model,
+                reason,
+            });
             return;
         }
         ModelOption::Known { name, accuracy, artifacts } => (name, accuracy, artifacts),
@@ -104,7 +109,9 @@ fn of_model(
                 return;
             }
             None => {
-                let reason = format!("no accuracy score, and minAccuracy is {least}: add spec.accuracy to InferenceModel {name}");
+                let reason = format!(
+                    "no accuracy score, and minAccuracy is {least}: add spec.accuracy to InferenceModel {name}"
+                );
                 reject(None, None, Hurdle::Constraint, reason);
                 return;
             }
@@ -123,7 +130,8 @@ fn of_model(
             .collect();
         if readable.is_empty() {
             let formats = engine.formats().iter().map(|format| format.as_str()).collect::<Vec<_>>().join(", ");
-            let reason = format!("no artifact in a format that {engine} reads ({formats}): add one to InferenceModel {name}");
+            let reason =
+                format!("no artifact in a format that {engine} reads ({formats}): add one to InferenceModel {name}");
             reject(Some(engine), None, Hurdle::Artifact, reason);
             continue;
         }
@@ -191,11 +199,7 @@ mod tests {
         assert_eq!(runnable.len(), 1);
         assert_eq!((runnable[0].engine, runnable[0].provider), (EngineName::Candle, Provider::Cpu));
         for (engine, provider, expected) in [
-            (
-                EngineName::Onnx,
-                None,
-                "no artifact in a format that onnx reads (onnx): add one to InferenceModel demo",
-            ),
+            (EngineName::Onnx, None, "no artifact in a format that onnx reads (onnx): add one to InferenceModel demo"),
             (
                 EngineName::Openvino,
                 None,
@@ -209,7 +213,8 @@ mod tests {
         ] {
             assert_eq!(reason(&rejected, engine, provider), expected);
         }
-        let named: BTreeSet<EngineName> = rejected.iter().filter_map(|r| r.engine).chain([runnable[0].engine]).collect();
+        let named: BTreeSet<EngineName> =
+            rejected.iter().filter_map(|r| r.engine).chain([runnable[0].engine]).collect();
         assert_eq!(named.len(), EngineName::ALL.len());
     }
 

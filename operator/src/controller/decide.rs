@@ -171,7 +171,10 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
         engine: Some(other.engine),
         provider: Some(other.provider),
         device_class: Some(other.device_class),
-        reason: format!("could run ({} artifact), but another stands before it and no fitted energy model was at hand", other.format),
+        reason: format!(
+            "could run ({} artifact), but another stands before it and no fitted energy model was at hand",
+            other.format
+        ),
     });
     let without = rejected.iter().map(|one| LeftOutCandidate {
         model: one.model.clone(),
@@ -196,7 +199,9 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
             || "the job names no model".to_owned(),
             |best| match (best.hurdle, best.engine, best.provider) {
                 (Hurdle::Model, ..) => best.reason.clone(),
-                (_, Some(engine), Some(provider)) => format!("{} on {engine} ({provider}): {}", best.model, best.reason),
+                (_, Some(engine), Some(provider)) => {
+                    format!("{} on {engine} ({provider}): {}", best.model, best.reason)
+                }
                 (_, Some(engine), None) => format!("{} on {engine}: {}", best.model, best.reason),
                 _ => format!("{}: {}", best.model, best.reason),
             },
@@ -237,15 +242,17 @@ fn child_action(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, config: &Confi
             message: format!("Job {} is being deleted; it will be created again", child.name),
         },
         Some(child) if child.finished() => ChildAction::Keep,
-        Some(child) if child.suspend != job.suspend || child.backoff_limit != job.backoff_limit => ChildAction::Adjust {
-            name: child.name.clone(),
-            suspend: job.suspend,
-            backoff_limit: job.backoff_limit,
-        },
+        Some(child) if child.suspend != job.suspend || child.backoff_limit != job.backoff_limit => {
+            ChildAction::Adjust { name: child.name.clone(), suspend: job.suspend, backoff_limit: job.backoff_limit }
+        }
         Some(_) => ChildAction::Keep,
         None if job.suspend => ChildAction::Keep,
         // Nothing acts on a plan that is not stored yet.
-        None if status.plan.as_ref().is_none_or(|stored| stored.epoch != plan.epoch || stored.chosen != plan.chosen) => {
+        None if status
+            .plan
+            .as_ref()
+            .is_none_or(|stored| stored.epoch != plan.epoch || stored.chosen != plan.chosen) =>
+        {
             ChildAction::Keep
         }
         None => launch(job, plan, config),
@@ -356,7 +363,8 @@ mod tests {
 
     #[test]
     fn what_to_do_about_the_child() {
-        let child = |change: fn(&mut ChildFacts)| decided(&SnapshotBuilder::new().started().child(change).build()).child;
+        let child =
+            |change: fn(&mut ChildFacts)| decided(&SnapshotBuilder::new().started().child(change).build()).child;
         assert_eq!(child(|_| ()), ChildAction::Keep);
         assert!(matches!(child(|c| c.ours = false), ChildAction::Blocked { reason: "NameTaken", .. }));
         assert!(matches!(child(|c| c.deleting = true), ChildAction::Blocked { reason: "Deleting", .. }));
@@ -404,7 +412,9 @@ mod tests {
 
     #[test]
     fn only_a_finished_job_expires() {
-        let ttl = |builder: SnapshotBuilder| decided(&builder.spec(|spec| spec.ttl_seconds_after_finished = Some(60)).build()).expires;
+        let ttl = |builder: SnapshotBuilder| {
+            decided(&builder.spec(|spec| spec.ttl_seconds_after_finished = Some(60)).build()).expires
+        };
         assert_eq!(ttl(SnapshotBuilder::new().started()), None);
         let expires = ttl(SnapshotBuilder::new().started().finished()).unwrap();
         assert_eq!(expires.as_second(), samples::now().as_second() + 60);

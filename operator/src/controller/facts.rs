@@ -5,7 +5,7 @@ use joulecast_crds::report::Report;
 use joulecast_crds::run_spec::VERSION;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
 /// A pod of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -22,6 +22,8 @@ pub struct PodFacts {
     pub ip: Option<String>,
     /// Whether it bears the report finalizer: its report is not yet known to be counted.
     pub unreported: bool,
+    /// Whether its deletion has begun.
+    pub deleting: bool,
     /// How far it is.
     pub stage: PodStage,
 }
@@ -54,9 +56,9 @@ pub struct PodEnd {
 }
 
 impl PodFacts {
-    /// Reads a pod.
+    /// Reads a pod as it is at a time.
     #[must_use]
-    pub fn of(pod: &Pod) -> Self {
+    pub fn of(pod: &Pod, now: Timestamp) -> Self {
         let meta = &pod.metadata;
         Self {
             name: meta.name.clone().unwrap_or_default(),
@@ -65,7 +67,8 @@ impl PodFacts {
             node: pod.spec.as_ref().and_then(|spec| spec.node_name.clone()),
             ip: pod.status.as_ref().and_then(|status| status.pod_ip.clone()).filter(|ip| !ip.is_empty()),
             unreported: has_report_finalizer(pod),
-            stage: stage(pod),
+            deleting: meta.deletion_timestamp.is_some(),
+            stage: stage(pod, now),
         }
     }
 
@@ -85,13 +88,24 @@ pub fn has_report_finalizer(pod: &Pod) -> bool {
     pod.metadata.finalizers.iter().flatten().any(|finalizer| finalizer == FINALIZER_REPORT)
 }
 
-/// Whether a pod will not run any more: its phase says so, or its deletion is past the grace period, which the kubelet
-/// states once the containers are stopped, and a forced deletion at once.
+/// How long the kubelet has to tell how a pod ended whose deletion was forced; after that it counts as lost.
+pub const LOST_AFTER: SignedDuration = SignedDuration::from_secs(60);
+
+/// Whether the phase of a pod says that it will not run any more.
 #[must_use]
-pub fn has_ended(pod: &Pod) -> bool {
-    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
-    let deleted = pod.metadata.deletion_timestamp.is_some() && pod.metadata.deletion_grace_period_seconds == Some(0);
-    deleted || matches!(phase, Some("Succeeded" | "Failed"))
+pub fn has_final_phase(pod: &Pod) -> bool {
+    matches!(pod.status.as_ref().and_then(|status| status.phase.as_deref()), Some("Succeeded" | "Failed"))
+}
+
+/// Whether a pod will not run any more: its phase says so; or it was deleted without grace before its container ran,
+/// or so long ago that its node will not tell any more.
+fn has_ended(pod: &Pod, now: Timestamp) -> bool {
+    let forced = pod.metadata.deletion_grace_period_seconds == Some(0);
+    let gone = pod.metadata.deletion_timestamp.as_ref().filter(|_| forced).is_some_and(|deleted| {
+        let runs = container_state(pod).is_some_and(|state| state.running.is_some());
+        !runs || now.duration_since(deleted.0) >= LOST_AFTER
+    });
+    gone || has_final_phase(pod)
 }
 
 fn container_state(pod: &Pod) -> Option<&ContainerState> {
@@ -99,9 +113,9 @@ fn container_state(pod: &Pod) -> Option<&ContainerState> {
     statuses.iter().find(|status| status.name == CONTAINER)?.state.as_ref()
 }
 
-fn stage(pod: &Pod) -> PodStage {
+fn stage(pod: &Pod, now: Timestamp) -> PodStage {
     let state = container_state(pod);
-    if has_ended(pod) {
+    if has_ended(pod, now) {
         return PodStage::Ended(end(pod, state));
     }
     if state.is_some_and(|state| state.running.is_some()) {
@@ -222,12 +236,12 @@ mod tests {
     #[test]
     fn a_pod_tells_its_stage_and_its_report() {
         let report = serde_json::to_string(&samples::report()).unwrap();
-        let pod = PodFacts::of(&samples::ended_pod("p", 0, &report));
+        let pod = PodFacts::of(&samples::ended_pod("p", 0, &report), samples::now());
         let end = pod.end().unwrap();
         assert!(pod.unreported && end.started && end.succeeded);
         assert_eq!(end.report.as_ref().unwrap().tokens_out, samples::report().tokens_out);
         assert_eq!(end.summary, "exit code 0");
-        assert_eq!(PodFacts::of(&samples::running_pod("p")).stage, PodStage::Running);
+        assert_eq!(PodFacts::of(&samples::running_pod("p"), samples::now()).stage, PodStage::Running);
     }
 
     #[test]
@@ -242,7 +256,7 @@ mod tests {
             (serde_json::to_string(&other).unwrap(), "another run"),
             (serde_json::to_string(&newer).unwrap(), "version 99"),
         ] {
-            let pod = PodFacts::of(&samples::ended_pod("p", 1, &message));
+            let pod = PodFacts::of(&samples::ended_pod("p", 1, &message), samples::now());
             let why = pod.end().unwrap().report.clone().unwrap_err();
             assert!(why.contains(part), "{why:?} lacks {part:?}");
         }
@@ -253,28 +267,32 @@ mod tests {
         let pending = |status: serde_json::Value| {
             let mut pod = samples::running_pod("p");
             pod.status = Some(serde_json::from_value(status).unwrap());
-            PodFacts::of(&pod).stage
+            PodFacts::of(&pod, samples::now()).stage
         };
         let scheduling = pending(json!({"phase": "Pending", "conditions": [
             {"type": "PodScheduled", "status": "False", "message": "persistentvolumeclaim \"x\" not found"}]}));
         let PodStage::Pending { waiting: Some(message) } = scheduling else { panic!("{scheduling:?}") };
         assert!(message.contains("persistentvolumeclaim"));
-        let image = pending(json!({"phase": "Pending", "containerStatuses": [{"name": "runtime", "image": "", "imageID": "",
-            "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "ErrImagePull", "message": "not there"}}}]}));
+        let image = pending(
+            json!({"phase": "Pending", "containerStatuses": [{"name": "runtime", "image": "", "imageID": "",
+            "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "ErrImagePull", "message": "not there"}}}]}),
+        );
         assert_eq!(image, PodStage::Pending { waiting: Some("ErrImagePull: not there".into()) });
     }
 
     #[test]
-    fn a_deleted_pod_has_ended_only_after_its_grace_period() {
+    fn a_deleted_pod_has_ended_when_the_kubelet_says_so_or_can_no_more() {
         let mut pod = samples::running_pod("p");
-        pod.metadata.deletion_timestamp = pod.metadata.creation_timestamp.clone();
-        pod.metadata.deletion_grace_period_seconds = Some(30);
-        assert_eq!(PodFacts::of(&pod).stage, PodStage::Running);
-        pod.metadata.deletion_grace_period_seconds = Some(0);
-        let facts = PodFacts::of(&pod);
+        let deleted = samples::now();
+        pod.metadata.deletion_timestamp = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(deleted));
+        for grace in [30, 0] {
+            pod.metadata.deletion_grace_period_seconds = Some(grace);
+            assert_eq!(PodFacts::of(&pod, deleted).stage, PodStage::Running, "its report may still come");
+        }
+        let facts = PodFacts::of(&pod, deleted.checked_add(LOST_AFTER).unwrap());
         let end = facts.end().unwrap();
         assert!(end.started && end.report.is_err(), "a run that was cut off counts as an attempt without a report");
         pod.status = None;
-        assert!(!PodFacts::of(&pod).end().unwrap().started, "a pod that never ran used no energy");
+        assert!(!PodFacts::of(&pod, deleted).end().unwrap().started, "a pod that never ran used no energy");
     }
 }

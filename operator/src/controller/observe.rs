@@ -68,6 +68,7 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
     let child = expected_child(&name, &status);
     let child =
         caches.children.get(&ObjectRef::new(&child).within(&namespace)).map(|child| ChildFacts::of(&child, &uid));
+    let now = (context.clock)();
     let mut pods: Vec<PodFacts> = caches
         .pods
         .state_filter(|pod| {
@@ -75,11 +76,11 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
                 && pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB_UID)) == Some(&uid)
         })
         .iter()
-        .map(|pod| PodFacts::of(pod))
+        .map(|pod| PodFacts::of(pod, now))
         .collect();
     pods.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
     let mut snapshot = Snapshot {
-        now: (context.clock)(),
+        now,
         job,
         models,
         classes: caches.nodes.state().iter().map(|node| device_class(node)).collect(),

@@ -5,7 +5,7 @@ use crate::controller::Context;
 use crate::controller::apply::{self, Applied};
 use crate::controller::build::release_patch;
 use crate::controller::caches::{Caches, job_of};
-use crate::controller::facts::{has_ended, has_report_finalizer};
+use crate::controller::facts::{has_final_phase, has_report_finalizer};
 use joulecast_crds::InferenceJob;
 use joulecast_crds::names::LABEL_JOB_UID;
 use k8s_openapi::api::core::v1::Pod;
@@ -21,7 +21,7 @@ const AGAIN: Duration = Duration::from_secs(2);
 pub fn is_orphan(pod: &Pod, job: Option<&InferenceJob>) -> bool {
     let uid = pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB_UID));
     let alive = job.is_some_and(|job| job.metadata.uid.as_ref() == uid && job.metadata.deletion_timestamp.is_none());
-    has_report_finalizer(pod) && !alive && (pod.metadata.deletion_timestamp.is_some() || has_ended(pod))
+    has_report_finalizer(pod) && !alive && (pod.metadata.deletion_timestamp.is_some() || has_final_phase(pod))
 }
 
 fn orphans(caches: &Caches) -> Vec<Arc<Pod>> {
@@ -40,7 +40,8 @@ pub async fn release_all(context: &Context) -> Result<usize, apply::ApplyError> 
     let orphans = orphans(&context.caches);
     for pod in &orphans {
         let meta = &pod.metadata;
-        let (namespace, name) = (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+        let (namespace, name) =
+            (meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
         let patch = release_patch(meta.uid.as_deref().unwrap_or_default());
         let released = apply::release(&context.client, namespace, name, &patch, &mut Applied::default()).await;
         result = result.and(released);

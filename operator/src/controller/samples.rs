@@ -1,8 +1,8 @@
 //! Sample objects of the tests: the job `hello` in namespace `team`, its model, its pods, and snapshots of its life.
 
 use crate::config::Config;
-use crate::controller::decide::{Planning, choose};
 use crate::controller::candidates::candidates;
+use crate::controller::decide::{Planning, choose};
 use crate::controller::facts::{ChildFacts, PodFacts};
 use crate::controller::observe::Snapshot;
 use crate::controller::validate::validate;
@@ -190,7 +190,7 @@ impl SnapshotBuilder {
     }
 
     pub(crate) fn pod(mut self, pod: &Pod) -> Self {
-        self.snapshot.pods.push(PodFacts::of(pod));
+        self.snapshot.pods.push(PodFacts::of(pod, now()));
         self
     }
 

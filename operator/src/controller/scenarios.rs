@@ -7,11 +7,11 @@ use crate::controller::caches::Caches;
 use crate::controller::{Context, Error, on_error, orphans, reconcile, samples};
 use crate::metrics::Metrics;
 use crate::progress::ProgressReader;
-use joulecast_crds::inference_job::conditions;
-use joulecast_crds::{InferenceJob, InferenceJobStatus, InferenceModel};
 use futures::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::BodyExt;
+use joulecast_crds::inference_job::conditions;
+use joulecast_crds::{InferenceJob, InferenceJobStatus, InferenceModel};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Client;
@@ -257,7 +257,10 @@ async fn a_new_job_is_planned_then_started_then_left_alone() {
     world.lagging = true;
     let (sent, _) = world.step().await;
     assert_eq!(names(&sent), [STATUS, EVENT], "the plan is stored before anything acts on it");
-    assert_eq!(sent[0].body["metadata"]["resourceVersion"], "100", "the write holds for the version that was read only");
+    assert_eq!(
+        sent[0].body["metadata"]["resourceVersion"], "100",
+        "the write holds for the version that was read only"
+    );
     assert_eq!(sent[0].content_type, "application/apply-patch+yaml");
     assert!(sent[0].query.contains("fieldManager=joulecast-operator"), "{}", sent[0].query);
     assert_eq!(sent[1].body["reason"], "Planned");
@@ -419,7 +422,10 @@ async fn what_the_api_server_refuses_is_told_to_the_user() {
     assert_eq!(names(&sent), [POLICY, CHILD, STATUS, EVENT]);
     assert_eq!(result.unwrap(), Action::requeue(Duration::from_secs(60)));
     let (_, reason, message) = world.condition(conditions::RUNNING).unwrap();
-    assert_eq!((reason.as_str(), message.as_str()), ("Refused", "the API server refused Job hello-1-0: exceeded quota: cpu"));
+    assert_eq!(
+        (reason.as_str(), message.as_str()),
+        ("Refused", "the API server refused Job hello-1-0: exceeded quota: cpu")
+    );
     assert_eq!(world.status().start_time, None);
     let (sent, _) = world.step().await;
     assert_eq!(names(&sent), [POLICY, CHILD, STATUS], "it is tried again");

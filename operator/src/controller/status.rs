@@ -177,7 +177,8 @@ impl Conditions<'_> {
         let Some(child) = self.snapshot.child.as_ref().filter(|child| child.ours && child.finished()) else {
             return false;
         };
-        let settled = |pod: &PodFacts| pod.end().is_some() && (!pod.unreported || self.status.reported_pods.contains(&pod.uid));
+        let settled =
+            |pod: &PodFacts| pod.end().is_some() && (!pod.unreported || self.status.reported_pods.contains(&pod.uid));
         if !self.snapshot.pods.iter().all(settled) {
             return false;
         }
@@ -201,7 +202,8 @@ impl Conditions<'_> {
             return;
         };
         let fraction = if total > 0 { failed as f64 / total as f64 } else { 0.0 };
-        let text = job.map_or(self.snapshot.job.spec.max_failed_fraction.clone(), |job| job.max_failed_fraction.to_string());
+        let text =
+            job.map_or(self.snapshot.job.spec.max_failed_fraction.clone(), |job| job.max_failed_fraction.to_string());
         // A job that was made invalid while it ran is held to nothing.
         let most = job.map_or(1.0, |job| job.max_failed_fraction.value());
         if fraction > most {
@@ -263,13 +265,17 @@ impl Conditions<'_> {
         };
         let (lost, dark) = (measured.attempts_without_report, measured.attempts_without_energy);
         if lost > 0 {
-            let message = format!("{lost} of {} attempts ended without a report: their energy is missing", measured.attempts + lost);
+            let message = format!(
+                "{lost} of {} attempts ended without a report: their energy is missing",
+                measured.attempts + lost
+            );
             self.set(conditions::ENERGY_REPORTED, false, "ReportMissing", &message);
         } else if dark > 0 {
             let message = format!("{dark} of {} attempts had no energy reading", measured.attempts);
             self.set(conditions::ENERGY_REPORTED, false, "NoReading", &message);
         } else {
-            let message = format!("{} over {} attempts, by {}", measured.energy_summary, measured.attempts, measured.meter);
+            let message =
+                format!("{} over {} attempts, by {}", measured.energy_summary, measured.attempts, measured.meter);
             self.set(conditions::ENERGY_REPORTED, true, "AllAttempts", &message);
         }
     }

@@ -34,7 +34,8 @@ pub fn events(old: &InferenceJobStatus, computed: &Computed) -> Vec<Event> {
     }
     // Another reason for not being planned is news as well.
     if let Some(planned) = find(new, conditions::PLANNED).filter(|condition| condition.status == "False")
-        && find(old, conditions::PLANNED).is_none_or(|old| (&old.status, &old.message) != (&planned.status, &planned.message))
+        && find(old, conditions::PLANNED)
+            .is_none_or(|old| (&old.status, &old.message) != (&planned.status, &planned.message))
     {
         events.push(event(EventType::Warning, &planned.reason, &planned.message, "Plan"));
     }

@@ -171,10 +171,7 @@ pub enum Invalid {
 ///
 /// # Errors
 /// The first thing that is wrong, naming its field and the way out.
-pub fn validate(
-    job: &InferenceJob,
-    found: &BTreeMap<String, Arc<InferenceModel>>,
-) -> Result<ValidJob, Invalid> {
+pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>>) -> Result<ValidJob, Invalid> {
     // Without `..`: a new field of the API cannot be forgotten here.
     let InferenceJobSpec {
         models,
@@ -253,7 +250,10 @@ fn known(name: &str, spec: &InferenceModelSpec) -> Result<ModelOption, Invalid> 
             .map(|(index, ApiArtifact { format, dtype: _, source })| {
                 let at = field(&format!("artifacts[{index}].source"));
                 let Some(claim) = &source.persistent_volume_claim else {
-                    return Err(Invalid::Source { field: at, expected: "persistentVolumeClaim with claimName and path" });
+                    return Err(Invalid::Source {
+                        field: at,
+                        expected: "persistentVolumeClaim with claimName and path",
+                    });
                 };
                 Ok(Artifact { format: *format, claim: inside(&format!("{at}.persistentVolumeClaim.path"), claim)? })
             })
