@@ -3,3 +3,7 @@
 
 pub mod cli;
 pub mod config;
+pub mod controller;
+pub mod metrics;
+pub mod progress;
+pub mod serve;
