@@ -1,1 +1,5 @@
-//! One run of one engine in one pod.
+//! One run of one engine in one pod: engines, the generation loop, and what measures them.
+
+pub mod engine;
+pub mod generate;
+pub mod threads;
