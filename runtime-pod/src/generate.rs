@@ -4,10 +4,14 @@
 //! out as soon as it is finished, so that its memory does not grow with the number of requests.
 //! It reads no clock and no file: time, requests and results pass through [`Workload`].
 
+mod batch;
 pub mod request;
+mod sampling;
+mod text;
 
 use std::time::Duration;
 
+use crate::engine::{Engine, EngineError};
 pub use request::{Completion, Failure, FinishReason, Request, RequestProblem, Sampling, Timings};
 
 /// What the loop works through: where requests come from, where results go, the time, and when to stop.
@@ -71,4 +75,42 @@ pub struct Summary {
     pub decode: Duration,
     /// Number of decode steps.
     pub decode_steps: u64,
+}
+
+/// The engine failed, and with it the run.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub struct RunError {
+    /// What the engine said.
+    #[source]
+    pub error: EngineError,
+    /// What was done before; `unfinished` names the requests that were in flight.
+    pub summary: Summary,
+}
+
+/// Tokens to text, and which tokens end a sequence.
+pub trait Detokenizer {
+    /// The text of `ids`, special tokens left out and broken UTF-8 replaced by U+FFFD.
+    fn decode(&self, ids: &[u32]) -> Result<String, String>;
+    /// Tokens that end a sequence.
+    fn end_tokens(&self) -> &[u32];
+}
+
+/// Runs requests through one engine.
+pub struct Generator<'a> {
+    engine: &'a mut dyn Engine,
+    detokenizer: &'a dyn Detokenizer,
+}
+
+impl<'a> Generator<'a> {
+    /// A loop over `engine`, whose slots must be empty; they are empty again after each run.
+    pub fn new(engine: &'a mut dyn Engine, detokenizer: &'a dyn Detokenizer) -> Self {
+        Self { engine, detokenizer }
+    }
+
+    /// Works until the requests are used up, the workload says stop, or the engine fails.
+    /// A request that cannot be run goes to [`Workload::failed`], and the run goes on.
+    pub fn run(&mut self, workload: &mut dyn Workload) -> Result<Summary, RunError> {
+        batch::Batch::new(self.engine, self.detokenizer, workload).run()
+    }
 }

@@ -3,3 +3,4 @@
 pub mod engine;
 pub mod generate;
 pub mod threads;
+pub mod tokenizer;

@@ -17,7 +17,7 @@ pub struct Request {
     pub sampling: Sampling,
     /// Texts that end the sequence; they are not part of the result. Empty strings are an error.
     pub stop: Vec<String>,
-    /// Goes on past end-of-sequence tokens, so that the output has exactly `max_tokens` tokens: for profiling.
+    /// Goes on past end-of-sequence tokens, so that without stop strings the output has exactly `max_tokens` tokens: for profiling.
     pub ignore_eos: bool,
 }
 
@@ -117,15 +117,13 @@ pub enum RequestProblem {
     /// The prompt leaves no room for output.
     #[error(
         "the prompt has {prompt_tokens} tokens, but the context holds {context_length} for prompt and output together; \
-         shorten the prompt{way_out}"
+         shorten the prompt or raise --max-context where the model allows it"
     )]
     PromptTooLong {
         /// Length of the prompt.
         prompt_tokens: usize,
         /// What a slot holds.
         context_length: usize,
-        /// A further way out, beginning with a comma and a space, or nothing.
-        way_out: &'static str,
     },
     /// A prompt token that the model has no row for.
     #[error(
