@@ -126,7 +126,9 @@ impl Output {
         let mut entry = [0; ENTRY_BYTES as usize];
         entry[..8].copy_from_slice(&begin.to_le_bytes());
         entry[8..].copy_from_slice(&(json.len() as u64 + 1).to_le_bytes());
-        self.index.write_all_at(&entry, place * ENTRY_BYTES).map_err(io_error("write the index of", &self.part_path))?;
+        self.index
+            .write_all_at(&entry, place * ENTRY_BYTES)
+            .map_err(io_error("write the index of", &self.part_path))?;
         self.places = self.places.max(place + 1);
         Ok(())
     }

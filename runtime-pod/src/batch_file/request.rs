@@ -74,7 +74,10 @@ impl BatchRequest {
     pub fn parse(line: &[u8]) -> Result<Self, LineProblem> {
         let nameless = |(code, message): Refusal| LineProblem { custom_id: None, code, message };
         let text = std::str::from_utf8(line).map_err(|error| {
-            nameless(("invalid_utf8", format!("byte {} of the line is not UTF-8; save the file as UTF-8", error.valid_up_to() + 1)))
+            nameless((
+                "invalid_utf8",
+                format!("byte {} of the line is not UTF-8; save the file as UTF-8", error.valid_up_to() + 1),
+            ))
         })?;
         let value: Value =
             serde_json::from_str(text).map_err(|error| nameless(("invalid_json", format!("not JSON: {error}"))))?;
@@ -86,7 +89,12 @@ impl BatchRequest {
             Some(other) => {
                 return Err(nameless(("missing_custom_id", format!("custom_id: {} is not a string", quote(&other)))));
             }
-            None => return Err(nameless(("missing_custom_id", "custom_id: missing; give each line one of its own".to_owned()))),
+            None => {
+                return Err(nameless((
+                    "missing_custom_id",
+                    "custom_id: missing; give each line one of its own".to_owned(),
+                )));
+            }
         };
         match request(&custom_id, fields) {
             Ok(request) => Ok(request),
@@ -226,9 +234,9 @@ fn prompt(value: Option<Value>) -> Result<Prompt, Refusal> {
             }
             match list.first_mut() {
                 Some(Value::String(text)) => Ok(Prompt::Text(std::mem::take(text))),
-                Some(Value::Array(ids)) => {
-                    tokens(ids).map(Prompt::Tokens).ok_or_else(|| invalid("prompt", Some(&Value::Array(std::mem::take(ids))), WANT))
-                }
+                Some(Value::Array(ids)) => tokens(ids)
+                    .map(Prompt::Tokens)
+                    .ok_or_else(|| invalid("prompt", Some(&Value::Array(std::mem::take(ids))), WANT)),
                 _ => match tokens(&list) {
                     Some(ids) => Ok(Prompt::Tokens(ids)),
                     None => Err(invalid("prompt", Some(&Value::Array(list)), WANT)),
@@ -299,7 +307,9 @@ fn stop(body: &Map<String, Value>) -> Result<Vec<String>, Refusal> {
         }
         Some(_) => None,
     };
-    stops.filter(|stops| stops.iter().all(|stop| !stop.is_empty())).ok_or_else(|| invalid("stop", body.get("stop"), WANT))
+    stops
+        .filter(|stops| stops.iter().all(|stop| !stop.is_empty()))
+        .ok_or_else(|| invalid("stop", body.get("stop"), WANT))
 }
 
 /// A field that is there and not null: null stands for absent throughout the API.
@@ -316,7 +326,10 @@ fn invalid(field: &str, value: Option<&Value>, want: &str) -> Refusal {
 }
 
 fn unsupported(field: &str, value: &Value) -> Refusal {
-    ("unsupported_parameter", format!("{field}: {} is not supported and would change the result; leave it out", quote(value)))
+    (
+        "unsupported_parameter",
+        format!("{field}: {} is not supported and would change the result; leave it out", quote(value)),
+    )
 }
 
 /// The beginning of a value as JSON.

@@ -34,7 +34,16 @@ fn prompts_of_all_forms() {
     for (prompt, want) in cases {
         assert_eq!(completion(json!({"prompt": prompt})).unwrap().prompt, want);
     }
-    let bad = [json!(null), json!(7), json!({}), json!([1, "x"]), json!([-1]), json!([4294967296u64]), json!([[1.5]]), json!([null])];
+    let bad = [
+        json!(null),
+        json!(7),
+        json!({}),
+        json!([1, "x"]),
+        json!([-1]),
+        json!([4294967296u64]),
+        json!([[1.5]]),
+        json!([null]),
+    ];
     for prompt in bad {
         let problem = completion(json!({"prompt": prompt})).unwrap_err();
         assert_eq!(problem.code, "invalid_request", "{prompt}");
@@ -48,7 +57,8 @@ fn prompts_of_all_forms() {
 
 #[test]
 fn defaults_are_those_of_the_api() {
-    let request = completion(json!({"prompt": "x", "model": "any", "temperature": null, "user": "u", "new_field": [1]})).unwrap();
+    let request =
+        completion(json!({"prompt": "x", "model": "any", "temperature": null, "user": "u", "new_field": [1]})).unwrap();
     assert_eq!(request.max_tokens, Some(16));
     assert_eq!(request.sampling, Sampling { temperature: 1.0, top_p: 1.0, top_k: 0, seed: None });
     assert!(request.stop.is_empty() && !request.ignore_eos);
@@ -58,9 +68,10 @@ fn defaults_are_those_of_the_api() {
 
 #[test]
 fn what_is_asked_for_is_read() {
-    let request = completion(json!({"prompt": "x", "max_tokens": 7, "temperature": 0, "top_p": 0.5, "top_k": 40, "seed": -1,
+    let request =
+        completion(json!({"prompt": "x", "max_tokens": 7, "temperature": 0, "top_p": 0.5, "top_k": 40, "seed": -1,
         "stop": ["a", "b"], "ignore_eos": true, "n": 1, "echo": false, "logit_bias": {}}))
-    .unwrap();
+        .unwrap();
     assert_eq!(request.max_tokens, Some(7));
     assert_eq!(request.sampling, Sampling { temperature: 0.0, top_p: 0.5, top_k: 40, seed: Some(u64::MAX) });
     assert_eq!(request.stop, ["a", "b"]);
@@ -94,7 +105,10 @@ fn what_would_change_the_result_is_refused_by_name() {
     assert_eq!(completion(json!({"prompt": "x", "logprobs": 0})).unwrap_err().code, "unsupported_parameter");
     assert_eq!(completion(json!({"prompt": "x", "suffix": "}"})).unwrap_err().code, "unsupported_parameter");
     assert_eq!(chat(json!({"tools": [{"type": "function"}]})).unwrap_err().code, "unsupported_parameter");
-    assert!(chat(json!({"tools": [], "tool_choice": "none", "logprobs": false, "response_format": {"type": "text"}})).is_ok());
+    assert!(
+        chat(json!({"tools": [], "tool_choice": "none", "logprobs": false, "response_format": {"type": "text"}}))
+            .is_ok()
+    );
 }
 
 #[test]
@@ -121,7 +135,11 @@ fn values_out_of_range_name_field_and_value() {
         assert_eq!(problem.code, "invalid_request", "{field} {value}");
         let quoted = value.to_string();
         let quoted = &quoted[..quoted.len().min(20)];
-        assert!(problem.message.starts_with(&format!("{field}: ")) && problem.message.contains(quoted), "{}", problem.message);
+        assert!(
+            problem.message.starts_with(&format!("{field}: ")) && problem.message.contains(quoted),
+            "{}",
+            problem.message
+        );
     }
 }
 
@@ -138,11 +156,36 @@ fn broken_lines_say_what_is_broken() {
         (br#"{"custom_id":"a"}"#, "invalid_request", "method: missing", Some("a")),
         (br#"{"custom_id":"a","method":"GET"}"#, "invalid_request", r#"method: "GET" is not"#, Some("a")),
         (br#"{"custom_id":"a","method":"POST"}"#, "invalid_request", "url: missing", Some("a")),
-        (br#"{"custom_id":"a","method":"POST","url":"/v1/embeddings"}"#, "unsupported_url", "/v1/embeddings", Some("a")),
-        (br#"{"custom_id":"a","method":"POST","url":"/v1/completions"}"#, "invalid_request", "body: missing", Some("a")),
-        (br#"{"custom_id":"a","method":"POST","url":"/v1/completions","body":[]}"#, "invalid_request", "body: [] is not an object", Some("a")),
-        (br#"{"custom_id":"a","method":"POST","url":"/v1/completions","body":{}}"#, "invalid_request", "prompt: missing", Some("a")),
-        (br#"{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"prompt":"x"}}"#, "invalid_request", "messages: missing", Some("a")),
+        (
+            br#"{"custom_id":"a","method":"POST","url":"/v1/embeddings"}"#,
+            "unsupported_url",
+            "/v1/embeddings",
+            Some("a"),
+        ),
+        (
+            br#"{"custom_id":"a","method":"POST","url":"/v1/completions"}"#,
+            "invalid_request",
+            "body: missing",
+            Some("a"),
+        ),
+        (
+            br#"{"custom_id":"a","method":"POST","url":"/v1/completions","body":[]}"#,
+            "invalid_request",
+            "body: [] is not an object",
+            Some("a"),
+        ),
+        (
+            br#"{"custom_id":"a","method":"POST","url":"/v1/completions","body":{}}"#,
+            "invalid_request",
+            "prompt: missing",
+            Some("a"),
+        ),
+        (
+            br#"{"custom_id":"a","method":"POST","url":"/v1/chat/completions","body":{"prompt":"x"}}"#,
+            "invalid_request",
+            "messages: missing",
+            Some("a"),
+        ),
     ];
     for (bytes, code, text, id) in cases {
         let problem = BatchRequest::parse(bytes).unwrap_err();
