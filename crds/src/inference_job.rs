@@ -23,6 +23,7 @@ use std::collections::BTreeMap;
     category = "joulecast",
     derive = "PartialEq",
     doc = "A file of prompts to be answered by one of several models, placed where it costs the least energy, with measured joules in its status.",
+    validation = Rule::new("self.metadata.name.size() <= 63").message("metadata.name: at most 63 characters, because it becomes the value of a label"),
     printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
     printcolumn(name = "Engine", type_ = "string", json_path = ".status.plan.chosen[0].engine"),
     printcolumn(name = "Provider", type_ = "string", json_path = ".status.plan.chosen[0].provider"),
@@ -49,7 +50,7 @@ pub struct InferenceJobSpec {
     /// What to optimise; energy alone if nothing is said.
     #[serde(default)]
     pub objective: Objective,
-    /// Limits on where the job may run.
+    /// Limits on where the job may run; read until the job has been started.
     #[serde(default)]
     pub constraints: Constraints,
     /// Largest fraction of lines that may end as error results, as a decimal string; above it the job is Failed, below it Complete with the failed lines counted.
@@ -67,7 +68,7 @@ pub struct InferenceJobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 315_360_000))]
     pub ttl_seconds_after_finished: Option<i32>,
-    /// Additions to the pods that run the job.
+    /// Additions to the pods that run the job; read until the job has been started.
     #[serde(default)]
     pub pod_template: PodOverrides,
 }
@@ -217,6 +218,10 @@ pub struct InferenceJobStatus {
     /// What was measured, over all attempts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
+    /// UIDs of ended pods whose reports are in `measured` and whose report finalizer is about to be removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 64)))]
+    pub reported_pods: Vec<String>,
     /// When the first pod was asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_time: Option<Time>,
@@ -274,19 +279,22 @@ pub struct ChosenConfiguration {
     pub reason: String,
 }
 
-/// A candidate that was left out.
+/// A candidate that was left out, or all candidates of a model or engine that share a reason.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LeftOutCandidate {
     /// InferenceModel.
     #[schemars(length(max = 253))]
     pub model: String,
-    /// Engine.
-    pub engine: EngineName,
-    /// Execution provider.
-    pub provider: Provider,
-    /// Class of nodes.
-    pub device_class: DeviceClass,
+    /// Engine; absent if the reason holds for every engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineName>,
+    /// Execution provider; absent if the reason holds for every provider of the engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<Provider>,
+    /// Class of nodes; absent where the provider is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_class: Option<DeviceClass>,
     /// Why it was left out, as a sentence.
     #[schemars(length(max = 512))]
     pub reason: String,
@@ -354,18 +362,21 @@ pub struct Measured {
     pub joules_per_output_token: Option<String>,
     /// Wall time of the runs in milliseconds: loading and generating.
     pub runtime_milliseconds: i64,
-    /// Prompt tokens.
+    /// Prompt tokens of all attempts.
     pub tokens_in: i64,
-    /// Generated tokens.
+    /// Generated tokens of all attempts.
     pub tokens_out: i64,
-    /// Lines with a result.
+    /// Lines with a result, of the latest attempt.
     pub lines_done: i64,
-    /// Lines whose result is an error.
+    /// Lines whose result is an error, of the latest attempt.
     pub lines_failed: i64,
     /// Attempts whose reports are counted here.
     pub attempts: i32,
     /// Attempts that ended without a report, whose energy is therefore missing here.
     pub attempts_without_report: i32,
+    /// Attempts with a report but without an energy reading, whose energy is therefore missing here.
+    #[serde(default)]
+    pub attempts_without_energy: i32,
     /// Mean use of the run's CPUs in thousandths of one CPU (1000 = one CPU busy all the time).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cpu_mean_millis: Option<i64>,

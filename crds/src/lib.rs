@@ -4,6 +4,7 @@
 //! Invariants: nothing here is async, does IO or talks to a cluster. Floats never stand in the API: energy is an integer
 //! of millijoules, fractions and coefficients are strings.
 #![forbid(unsafe_code)]
+#![allow(clippy::duplicated_attributes, reason = "the derive takes one `printcolumn` per column")]
 #![allow(unreachable_pub, reason = "KubeSchema repeats each struct inside a function, where `pub` reaches nowhere")]
 
 pub mod engine;

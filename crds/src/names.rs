@@ -16,10 +16,15 @@ pub const LABEL_GPU_PRODUCT: &str = "joulecast.dev/gpu-product";
 
 /// Label of child objects: name of the InferenceJob that they belong to.
 pub const LABEL_JOB: &str = "joulecast.dev/inference-job";
+/// Label of child objects: UID of the InferenceJob that they belong to, which tells a job from one of the same name.
+pub const LABEL_JOB_UID: &str = "joulecast.dev/inference-job-uid";
 /// Label of child objects: the plan's epoch, a number that grows with every plan of the job.
 pub const LABEL_EPOCH: &str = "joulecast.dev/epoch";
 /// Label of child objects: index of the chosen configuration in `status.plan.chosen`.
 pub const LABEL_CONFIGURATION: &str = "joulecast.dev/configuration";
+
+/// Finalizer of runtime pods: the operator removes it once the pod's report is in the status of its job.
+pub const FINALIZER_REPORT: &str = "joulecast.dev/report";
 
 /// Extended resource: one slot is one CPU package, the meter's domain.
 pub const RESOURCE_CPU: &str = "joulecast.dev/cpu";

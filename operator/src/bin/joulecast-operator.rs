@@ -1,0 +1,2 @@
+//! The `joulecast-operator` binary.
+fn main() {}
