@@ -15,18 +15,21 @@ pub struct Shares {
     begin: Option<Microjoules>,
     handed_out: Microjoules,
     device: Duration,
+    /// What `device` may hold too much: a request's part of a step is rounded down to whole nanoseconds.
+    rounding: Duration,
 }
 
 impl Shares {
     /// Generation begins; `begin` is the meter's running total.
     #[must_use]
     pub fn begin(begin: Option<Microjoules>) -> Self {
-        Self { begin, handed_out: Microjoules(0), device: Duration::ZERO }
+        Self { begin, handed_out: Microjoules(0), device: Duration::ZERO, rounding: Duration::ZERO }
     }
 
-    /// The engine was busy for so long.
-    pub fn spend(&mut self, busy: Duration) {
+    /// The engine was busy for so long with so many requests at once.
+    pub fn spend(&mut self, busy: Duration, requests: usize) {
         self.device += busy;
+        self.rounding += Duration::from_nanos(requests as u64);
     }
 
     /// A request ends that used `device` of the engine's time; `gross` is the meter's running total. `None` while the
@@ -36,15 +39,16 @@ impl Shares {
             return self.begin.and(gross).map(|_| Microjoules(0));
         }
         let in_hand = gross?.minus(self.begin?)?.minus(self.handed_out).unwrap_or_default();
-        let share = match device < self.device {
-            true => {
-                let share = u128::from(in_hand.0) * device.as_nanos() / self.device.as_nanos();
-                // Less than `in_hand`, which is a u64.
-                Microjoules(u64::try_from(share).unwrap_or(in_hand.0))
-            }
-            false => in_hand,
+        let share = if device + self.rounding < self.device {
+            let share = u128::from(in_hand.0) * device.as_nanos() / self.device.as_nanos();
+            self.device -= device;
+            // Less than `in_hand`, which is a u64.
+            Microjoules(u64::try_from(share).unwrap_or(in_hand.0))
+        } else {
+            // Nobody else has device-seconds in hand: what is left but rounding is this request's.
+            (self.device, self.rounding) = (Duration::ZERO, Duration::ZERO);
+            in_hand
         };
-        self.device = self.device.saturating_sub(device);
         self.handed_out = self.handed_out.plus(share);
         Some(share)
     }
@@ -69,7 +73,7 @@ mod tests {
     fn equal_work_gets_equal_energy_and_no_work_gets_none() {
         let mut shares = Shares::begin(Some(Microjoules(100)));
         assert_eq!(shares.end(Duration::ZERO, Some(Microjoules(150))), Some(Microjoules(0)));
-        shares.spend(ms(30));
+        shares.spend(ms(30), 1);
         assert_eq!(shares.end(ms(10), Some(Microjoules(400))), Some(Microjoules(100)));
         assert_eq!(shares.end(ms(10), Some(Microjoules(400))), Some(Microjoules(100)));
         assert_eq!(shares.end(ms(10), Some(Microjoules(400))), Some(Microjoules(100)));
@@ -79,7 +83,7 @@ mod tests {
     #[test]
     fn a_missing_reading_charges_nobody_else() {
         let mut shares = Shares::begin(Some(Microjoules(0)));
-        shares.spend(ms(20));
+        shares.spend(ms(20), 1);
         assert_eq!(shares.end(ms(10), None), None);
         assert_eq!(shares.end(ms(10), Some(Microjoules(1000))), Some(Microjoules(500)));
         let mut never = Shares::begin(None);
@@ -98,7 +102,7 @@ mod tests {
             let (mut gross, mut sum, mut spent) = (7, 0, 0);
             for (number, (device, energy)) in requests.iter().enumerate() {
                 while spent < requests.len().min(number + 1 + ahead) {
-                    shares.spend(ms(requests[spent].0));
+                    shares.spend(ms(requests[spent].0), 1);
                     spent += 1;
                 }
                 gross += energy;

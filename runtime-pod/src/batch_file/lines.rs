@@ -24,7 +24,7 @@ pub struct Line<'a> {
 pub enum Content<'a> {
     /// Its bytes, without blanks and line end at either side.
     Bytes(&'a [u8]),
-    /// More than [`MAX_LINE_BYTES`]; so many bytes in all.
+    /// More than the limit; so many bytes in all (a CR at the end counts).
     TooLong(u64),
 }
 
@@ -41,6 +41,11 @@ impl<R: BufRead> Lines<R> {
     /// Lines of a reader, each of at most `limit` bytes.
     pub fn new(reader: R, limit: usize) -> Self {
         Self { reader, limit, number: 0, place: 0, buffer: Vec::new() }
+    }
+
+    /// Longest line that is read, in bytes.
+    pub fn limit(&self) -> usize {
+        self.limit
     }
 
     /// The next line that is not blank, or `None` at the end.

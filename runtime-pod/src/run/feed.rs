@@ -160,6 +160,7 @@ impl<'a, R: BufRead> Feed<'a, R> {
 
     /// The next line that is a request; results of those that are none are written on the way.
     fn next(&mut self) -> Result<Option<Request>, RunFailure> {
+        let limit = self.lines.limit();
         while !self.halted() {
             let read_error = |source| RunFailure::Read { path: PathBuf::new(), source };
             let Some(line) = self.lines.next_line().map_err(read_error)? else {
@@ -172,7 +173,7 @@ impl<'a, R: BufRead> Feed<'a, R> {
                 Content::TooLong(length) => Err(LineProblem {
                     custom_id: None,
                     code: "line_too_long",
-                    message: format!("{length} bytes; a line has at most {}", crate::batch_file::MAX_LINE_BYTES),
+                    message: format!("{length} bytes; a line has at most {limit}"),
                 }),
             };
             self.tally.lines.total += 1;
@@ -319,7 +320,7 @@ impl<R: BufRead> Workload for Feed<'_, R> {
     }
 
     fn stepped(&mut self, step: &Step) {
-        self.energy.shares.spend(step.took);
+        self.energy.shares.spend(step.took, step.sequences);
         if step.phase == Phase::Decode {
             self.decoded += step.sequences as u64;
         }

@@ -232,7 +232,7 @@ fn every_bad_line_becomes_an_error_result_with_its_number() {
         (line("a", 2).into_bytes(), "duplicate_custom_id", "given on line 1 already; line 4 repeats it"),
         (br#"{"custom_id":"z"}"#.to_vec(), "invalid_request", "line 5: method: missing"),
         (line("z", 2).into_bytes(), "duplicate_custom_id", "given on line 5"),
-        (huge.into_bytes(), "line_too_long", "line 7: 65537 bytes"),
+        (huge.into_bytes(), "line_too_long", "line 7: 65538 bytes; a line has at most 65536"),
         (long.to_string().into_bytes(), "context_length_exceeded", "line 8: the prompt has 64 tokens"),
         (line("b", 1).into_bytes(), "", ""),
         (chat.as_bytes().to_vec(), "invalid_request", "line 10: fake: this model has no chat template"),
