@@ -39,11 +39,14 @@ struct Sent {
     accepted: bool,
 }
 
+/// A scripted failure: part of the request that it waits for, HTTP code, message.
+type Failure = (&'static str, u16, &'static str);
+
 /// The fake API server: records everything, answers with what it was sent, or with the next scripted failure.
 #[derive(Clone, Default)]
 struct FakeApi {
     sent: Arc<Mutex<Vec<Sent>>>,
-    failures: Arc<Mutex<VecDeque<(&'static str, u16, &'static str)>>>,
+    failures: Arc<Mutex<VecDeque<Failure>>>,
 }
 
 impl tower::Service<Request<Body>> for FakeApi {
