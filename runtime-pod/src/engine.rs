@@ -4,6 +4,11 @@
 //! machine cannot do is refused by name, with the way out, because the joules of a run are booked
 //! on the engine and provider that were asked for.
 
+#[cfg(feature = "candle")]
+mod candle;
+pub mod config;
+pub mod weights;
+
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -306,6 +311,9 @@ pub fn load(options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         list => list,
     };
     match options.engine {
+        #[cfg(feature = "candle")]
+        EngineName::Candle => Ok(Box::new(candle::CandleEngine::load(options)?)),
+        #[cfg(not(feature = "candle"))]
         engine @ EngineName::Candle => Err(EngineError::NotInBuild { engine, has: has() }),
         engine => Err(EngineError::NotImplemented { engine, has: has() }),
     }

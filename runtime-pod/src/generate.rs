@@ -85,7 +85,7 @@ pub struct RunError {
     #[source]
     pub error: EngineError,
     /// What was done before; `unfinished` names the requests that were in flight.
-    pub summary: Summary,
+    pub summary: Box<Summary>,
 }
 
 /// Tokens to text, and which tokens end a sequence.

@@ -2,9 +2,11 @@
 
 pub mod attribution;
 pub mod batch_file;
+pub mod cpu;
 pub mod engine;
 pub mod generate;
 pub mod install;
+pub mod memory;
 pub mod pod;
 pub mod print_file;
 pub mod progress;

@@ -81,7 +81,7 @@ impl<'a> Batch<'a> {
         }
         self.summary.unfinished.sort_unstable();
         match halt {
-            Some(Halt::Engine(error)) => Err(RunError { error, summary: self.summary }),
+            Some(Halt::Engine(error)) => Err(RunError { error, summary: Box::new(self.summary) }),
             Some(Halt::Stopped) | None => Ok(self.summary),
         }
     }
