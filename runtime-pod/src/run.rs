@@ -211,7 +211,7 @@ fn generate(
     book.lines_energy = tally.energy;
     let (summary, error) = match result {
         Ok(summary) => (summary, None),
-        Err(error) => (error.summary, Some(error.error)),
+        Err(error) => (*error.summary, Some(error.error)),
     };
     book.summary = summary;
     if let Some(failure) = tally.failure {
