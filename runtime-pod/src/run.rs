@@ -238,6 +238,10 @@ impl Counter {
         let (path, progress, over, stop) =
             (run.input.clone(), around.progress.clone(), done.clone(), around.stop.clone());
         let work = move || {
+            // A pipe can be read once only, and not by us.
+            if !path.metadata().ok()?.is_file() {
+                return None;
+            }
             let file = File::open(&path).ok()?;
             let stop = || over.load(Ordering::Relaxed) || stop.requested();
             let total = lines::count(BufReader::with_capacity(1 << 17, file), stop).ok().flatten()?;

@@ -2,6 +2,7 @@
 
 use serde_json::{Value, json};
 use std::fs;
+use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
@@ -178,13 +179,13 @@ fn a_pod_reports_through_its_termination_message() {
     assert_eq!(report.run.unwrap().job_uid, "u-1");
     assert_eq!(
         (report.lines.total, report.lines.done, report.lines.failed),
-        (tokens_lines(&model), tokens_lines(&model), 1)
+        (line_count(&model), line_count(&model), 1)
     );
     assert!(report.energy.gross_millijoules.is_some() && report.failure.is_none());
     assert_eq!(report.output_sha256.unwrap().len(), 64);
 }
 
-fn tokens_lines(model: &Model) -> u64 {
+fn line_count(model: &Model) -> u64 {
     model.cases().len() as u64 + 1
 }
 
@@ -223,17 +224,18 @@ fn a_pod_that_is_told_to_stop_reports_what_it_did() {
     let mut spec = spec(&model, "candle");
     spec["inputPath"] = json!(fifo);
     let mut child = pod(&model, &spec.to_string()).stderr(Stdio::piped()).spawn().unwrap();
-    // The run waits for its input to be opened; then it has a signal handler, and waits for lines.
-    let writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
-    let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
-    assert!(kill.success());
-    // The reader of the signal's name proves that the request to stop was made before the input ends.
-    let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+    // The program opens its input once it has its signal handler; this waits for that.
+    let mut writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut seen = String::new();
     while !seen.contains("SIGTERM") {
-        assert!(std::io::BufRead::read_line(&mut stderr, &mut seen).unwrap() > 0, "{seen}");
+        assert!(stderr.read_line(&mut seen).unwrap() > 0, "{seen}");
     }
+    // Lines that come after the request to stop are not worked off. The program may have closed its end by now.
+    let _ = writer.write_all(&fs::read(model.path("in.jsonl")).unwrap());
     drop(writer);
+    std::io::copy(&mut stderr, &mut std::io::sink()).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(143));
     let report: joulecast_crds::report::Report =
         serde_json::from_slice(&fs::read(model.path("message")).unwrap()).unwrap();

@@ -3,7 +3,7 @@
 //! Ids themselves are not kept: a slot holds a 64-bit hash and the line's number, 16 bytes. The table is open-addressed,
 //! at most half full, and grows by four: up to [`MEMORY_SLOTS`] slots it lies in memory (8 MiB), beyond that in an
 //! unlinked file beside the output, so that memory does not grow with the input. At 10 million lines the file has 512 MiB
-//! at most. Two different ids collide in 64 bits with a probability of n^2 / 2^65: 3e-6 for a whole run of 10 million.
+//! (and 128 MiB more while it grows). Two different ids collide in 64 bits with a probability of n^2 / 2^65: 3e-6 for a whole run of 10 million.
 
 use std::fs::{self, File, OpenOptions};
 use std::hash::{DefaultHasher, Hash, Hasher};

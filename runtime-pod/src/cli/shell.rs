@@ -55,8 +55,8 @@ pub(crate) fn attend(stop: Stop, served: Option<Served>) -> std::io::Result<()> 
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             };
-            tracing::warn!(signal = name, "stopping after the step in hand");
             stop.request();
+            tracing::warn!(signal = name, "stopping after the step in hand");
         }
     };
     std::thread::Builder::new().name("attend".to_owned()).spawn(move || runtime.block_on(work))?;

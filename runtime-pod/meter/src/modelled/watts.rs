@@ -22,7 +22,7 @@ pub struct Watts {
 pub const IDLE_SHARE: u64 = 20;
 
 /// Busy watts per hardware thread where nothing is known of the processor, in milliwatts: an assumption between the
-/// server parts (1.4 to 4.3 W) and the mobile parts (1.9 to 3.5 W) of the table.
+/// server parts (1.4 to 4.8 W) and the mobile parts (1.8 to 3.5 W) of the table.
 pub const GENERIC_MILLIWATTS: u64 = 2500;
 
 /// A row of the table.
