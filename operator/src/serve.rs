@@ -7,7 +7,6 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use futures::FutureExt;
 use std::sync::Arc;
 use tokio::net::TcpListener;
 
@@ -21,10 +20,10 @@ pub fn routes(context: Arc<Context>) -> Router {
 }
 
 async fn ready(State(context): State<Arc<Context>>) -> impl IntoResponse {
-    // Asked without waiting: `ready` is done at once when all caches are.
-    match context.caches.ready().now_or_never() {
-        Some(true) => (StatusCode::OK, "ok\n"),
-        _ => (StatusCode::SERVICE_UNAVAILABLE, "the caches are not filled yet: see the log for watches that fail\n"),
+    if context.caches.is_ready() {
+        (StatusCode::OK, "ok\n")
+    } else {
+        (StatusCode::SERVICE_UNAVAILABLE, "the caches are not filled yet: see the log for watches that fail\n")
     }
 }
 

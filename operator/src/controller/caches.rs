@@ -15,7 +15,7 @@ use kube::runtime::{PredicateConfig, WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 /// The caches, kept up to date while the controller of [`watch`] runs.
 #[derive(Clone)]
@@ -30,16 +30,33 @@ pub struct Caches {
     pub pods: Store<Pod>,
     /// Nodes: names and device classes.
     pub nodes: Store<PartialObjectMeta<Node>>,
+    /// True once every store was filled.
+    pub ready: watch::Receiver<bool>,
 }
 
 impl Caches {
     /// Waits until every kind was listed once; whether that came to be (not, if the operator is shutting down).
     pub async fn ready(&self) -> bool {
-        self.jobs.wait_until_ready().await.is_ok()
+        self.ready.clone().wait_for(|ready| *ready).await.is_ok()
+    }
+
+    /// Whether every kind was listed once.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        *self.ready.borrow()
+    }
+
+    /// Announces once that all stores are filled. It alone waits for the stores: of several waiters for one store only
+    /// the latest is woken.
+    async fn announce(self, ready: watch::Sender<bool>) {
+        let filled = self.jobs.wait_until_ready().await.is_ok()
             && self.models.wait_until_ready().await.is_ok()
             && self.children.wait_until_ready().await.is_ok()
             && self.pods.wait_until_ready().await.is_ok()
-            && self.nodes.wait_until_ready().await.is_ok()
+            && self.nodes.wait_until_ready().await.is_ok();
+        if filled {
+            ready.send_replace(true);
+        }
     }
 }
 
@@ -50,7 +67,7 @@ where
     namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
 }
 
-/// Starts to watch (once the controller is run), in one namespace or in all. `deletions` is told of pods that are being
+/// Starts to watch (once the controller is run; within a tokio runtime), in one namespace or in all. `deletions` is told of pods that are being
 /// deleted and whose report finalizer is still there.
 #[must_use]
 pub fn watch(client: &Client, namespace: Option<&str>, deletions: Arc<Notify>) -> (Caches, Controller<InferenceJob>) {
@@ -108,7 +125,10 @@ pub fn watch(client: &Client, namespace: Option<&str>, deletions: Arc<Notify>) -
         .watches_stream(node_stream, move |_: PartialObjectMeta<Node>| {
             refs(&by_node, |job| !job.status.as_ref().is_some_and(|status| is_frozen(status, None)))
         });
-    (Caches { jobs, models, children, pods, nodes }, controller)
+    let (filled, ready) = watch::channel(false);
+    let caches = Caches { jobs, models, children, pods, nodes, ready };
+    tokio::spawn(caches.clone().announce(filled));
+    (caches, controller)
 }
 
 fn refs(jobs: &Store<InferenceJob>, wanted: impl Fn(&InferenceJob) -> bool) -> Vec<ObjectRef<InferenceJob>> {
@@ -175,6 +195,33 @@ mod tests {
     use super::*;
     use crate::controller::facts::PodFacts;
     use crate::controller::samples;
+
+    #[tokio::test]
+    async fn all_who_wait_are_told_that_the_caches_are_filled() {
+        let ((jobs, mut job_w), (models, mut model_w), (children, mut child_w)) = (store(), store(), store());
+        let ((pods, mut pod_w), (nodes, mut node_w)) = (store(), store());
+        let (filled, ready) = watch::channel(false);
+        let caches = Caches { jobs, models, children, pods, nodes, ready };
+        let announcer = tokio::spawn(caches.clone().announce(filled));
+        let waiting: Vec<_> = (0..3)
+            .map(|_| {
+                let caches = caches.clone();
+                tokio::spawn(async move { caches.ready().await })
+            })
+            .collect();
+        tokio::task::yield_now().await;
+        assert!(!caches.is_ready());
+        job_w.apply_watcher_event(&watcher::Event::InitDone);
+        model_w.apply_watcher_event(&watcher::Event::InitDone);
+        child_w.apply_watcher_event(&watcher::Event::InitDone);
+        pod_w.apply_watcher_event(&watcher::Event::InitDone);
+        node_w.apply_watcher_event(&watcher::Event::InitDone);
+        announcer.await.unwrap();
+        for one in waiting {
+            assert!(one.await.unwrap());
+        }
+        assert!(caches.is_ready());
+    }
 
     #[test]
     fn pruning_keeps_what_the_facts_are_read_from() {

@@ -49,6 +49,8 @@ pub struct PodEnd {
     pub started: bool,
     /// Whether it reported success.
     pub succeeded: bool,
+    /// Whether it stopped because it was asked to.
+    pub stopped: bool,
     /// Its report, or why there is none.
     pub report: Result<Box<Report>, String>,
     /// Exit code and the kubelet's word for people, for example "OOMKilled, exit code 137".
@@ -144,7 +146,13 @@ fn end(pod: &Pod, state: Option<&ContainerState>) -> PodEnd {
     let Some(terminated) = terminated else {
         let started = state.is_some_and(|state| state.running.is_some());
         let why = status.and_then(|status| status.reason.clone()).unwrap_or_else(|| "deleted".into());
-        return PodEnd { started, succeeded, report: Err("the container left no state".into()), summary: why };
+        return PodEnd {
+            started,
+            succeeded,
+            stopped: false,
+            report: Err("the container left no state".into()),
+            summary: why,
+        };
     };
     let uid = pod.metadata.labels.as_ref().and_then(|labels| labels.get(names::LABEL_JOB_UID));
     // A container that was killed before it started has no start time, or the epoch.
@@ -153,6 +161,7 @@ fn end(pod: &Pod, state: Option<&ContainerState>) -> PodEnd {
     PodEnd {
         started,
         succeeded,
+        stopped: terminated.exit_code == i32::from(names::exit::STOPPED),
         report: read_report(terminated.message.as_deref().unwrap_or_default(), uid.map(String::as_str)),
         summary: format!(
             "{}exit code {}",

@@ -146,7 +146,7 @@ impl World {
         let context = Context {
             client: client.clone(),
             metrics: Metrics::new(jobs.clone()),
-            caches: Caches { jobs, models, children, pods, nodes },
+            caches: Caches { jobs, models, children, pods, nodes, ready: tokio::sync::watch::channel(true).1 },
             config: samples::config(),
             progress: ProgressReader::new(samples::progress_key(), Duration::from_secs(2)),
             recorder: Recorder::new(client, reporter),
@@ -492,7 +492,7 @@ async fn a_failed_run_fails_the_job_with_its_own_words() {
     world.child(&[("Failed", "PodFailurePolicy", "Container runtime failed with exit code 78")]);
     let (sent, _) = world.step().await;
     let reasons: Vec<_> = sent[1..].iter().map(|sent| sent.body["reason"].as_str().unwrap().to_owned()).collect();
-    assert_eq!(reasons, ["AttemptEnded", "ModelNotReadable"]);
+    assert_eq!(reasons, ["AttemptFailed", "ModelNotReadable"]);
     let (_, reason, message) = world.condition(conditions::FAILED).unwrap();
     assert_eq!(reason, "ModelNotReadable");
     assert_eq!(message, "/model/tiny/config.json: no such file (the last pod: exit code 78)");

@@ -32,6 +32,8 @@ pub struct Computed {
     pub status: InferenceJobStatus,
     /// Pods that ended and are counted now for the first time.
     pub counted: Vec<PodFacts>,
+    /// The pod that is at work.
+    pub running: Option<PodFacts>,
 }
 
 /// Computes the status.
@@ -57,7 +59,7 @@ pub fn compute(snapshot: &Snapshot, job: Option<&ValidJob>, decision: &Decision,
     }
     status.placement = placement(snapshot, &status);
     status.state = Some(state(&status).to_owned());
-    Computed { status, counted }
+    Computed { status, counted, running: snapshot.running().cloned() }
 }
 
 /// Adds ended pods that are not in the totals yet; drops the UIDs of those that are released.

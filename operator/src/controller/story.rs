@@ -1,7 +1,9 @@
 //! The events of a job: what changed between the stored status and the new one. Pure; each transition tells once.
 
+use crate::controller::facts::PodFacts;
 use crate::controller::status::Computed;
 use joulecast_crds::inference_job::{InferenceJobStatus, conditions};
+use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 
@@ -18,6 +20,16 @@ fn event(type_: EventType, reason: &str, note: &str, action: &str) -> Event {
         end -= 1;
     }
     Event { type_, reason: reason.into(), note: Some(note[..end].to_owned()), action: action.into(), secondary: None }
+}
+
+fn reference(pod: &PodFacts) -> ObjectReference {
+    ObjectReference {
+        api_version: Some("v1".into()),
+        kind: Some("Pod".into()),
+        name: Some(pod.name.clone()),
+        uid: Some(pod.uid.clone()),
+        ..ObjectReference::default()
+    }
 }
 
 /// The events between an old status and what was computed from it.
@@ -40,7 +52,10 @@ pub fn events(old: &InferenceJobStatus, computed: &Computed) -> Vec<Event> {
         events.push(event(EventType::Warning, &planned.reason, &planned.message, "Plan"));
     }
     if let Some(running) = became(conditions::RUNNING, "True") {
-        events.push(event(EventType::Normal, "Started", &running.message, "Run"));
+        let mut started = event(EventType::Normal, "Started", &running.message, "Run");
+        // Starts of different pods are different events, not one that is repeated.
+        started.secondary = computed.running.as_ref().map(reference);
+        events.push(started);
     }
     if let Some(running) = find(new, conditions::RUNNING)
         && matches!(running.reason.as_str(), "Refused" | "NameTaken" | "ModelChanged" | "ImageMissing")
@@ -55,7 +70,11 @@ pub fn events(old: &InferenceJobStatus, computed: &Computed) -> Vec<Event> {
             Err(why) => format!("no report: {why}"),
         };
         let note = format!("pod {} ended: {}. {why}", pod.name, end.summary);
-        events.push(event(EventType::Warning, "AttemptEnded", note.trim_end(), "Run"));
+        let (type_, reason) =
+            if end.stopped { (EventType::Normal, "AttemptStopped") } else { (EventType::Warning, "AttemptFailed") };
+        let mut ended = event(type_, reason, note.trim_end(), "Run");
+        ended.secondary = Some(reference(pod));
+        events.push(ended);
     }
     if let Some(suspended) = became(conditions::SUSPENDED, "True") {
         events.push(event(EventType::Normal, "Suspended", &suspended.message, "Suspend"));
