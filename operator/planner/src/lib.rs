@@ -4,4 +4,8 @@
 #![forbid(unsafe_code)]
 
 pub mod cost;
+pub mod fit;
+pub mod predict;
+pub mod samples;
+pub mod stats;
 pub mod units;

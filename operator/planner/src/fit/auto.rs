@@ -1,0 +1,261 @@
+//! The `auto` form: chooses a family by cross-validation, fits it robustly, and says how far off it is on samples that
+//! it has not seen.
+
+use super::column::{Base, Column};
+use super::family::{Extent, FAMILIES, Family};
+use super::form::Form;
+use super::nnls::Normal;
+use super::robust::{Candidate, Estimate, SMALLEST_SCALE, Start, crude};
+use super::rows::Rows;
+
+/// A fitted form and its errors.
+#[derive(Debug, Clone)]
+pub(crate) struct Fitted {
+    pub(crate) form: Form,
+    /// Standard errors of the main terms of `form`, in their order, given the choice of terms.
+    pub(crate) standard_errors: Vec<f64>,
+    /// Prediction / value of every row, the row's cell left out of the fit; none with fewer than three cells.
+    pub(crate) held_out: Option<Vec<f64>>,
+    /// Rows that are plainly wrong.
+    pub(crate) flagged: Vec<bool>,
+}
+
+/// Folds of the cross-validation.
+pub(crate) const FOLDS: usize = 10;
+/// Forms are chosen on at most about this many cells; coefficients are then fitted to all.
+const CHOOSE_ON: usize = 400;
+/// A richer form must predict better by this factor.
+const CLEARLY_BETTER: f64 = 0.95;
+/// Differences between errors below this do not count.
+const NEGLIGIBLE: f64 = 0.001;
+/// A term may go if the form does not get worse by more than this factor.
+const NO_WORSE: f64 = 1.005;
+/// An error counts as at most this, so that wrong samples do not choose the form.
+const LARGEST_ERROR: f64 = 0.5;
+/// A sample is flagged when its error is beyond so many scales, and beyond the second figure.
+const FLAG_SCALES: f64 = 6.0;
+const FLAG_ERROR: f64 = 0.15;
+
+/// Fits `rows`, at least two cells of them, with a form of the family.
+pub(crate) fn fit(rows: &Rows, family: Family, seed: u64) -> Fitted {
+    let thin = rows.thinned(CHOOSE_ON);
+    let (mut candidate, mut estimate) = fit_family(family, &thin, seed);
+    let mut held_out = None;
+    if thin.cell_count() == rows.cell_count() {
+        if rows.cell_count() >= 3 {
+            held_out = Some(leave_out(rows, &thin, family, seed));
+        }
+    } else {
+        candidate = candidate.reduced_to(&estimate.coefficients);
+        let start: Vec<f64> = estimate.coefficients.iter().copied().filter(|c| *c > 0.0).collect();
+        let matrix = candidate.matrix(&rows.points);
+        estimate = candidate.fit(rows, &matrix, Start::Near(&start));
+        let folds = rows.folds(FOLDS, seed);
+        let errors = errors_by_fold(&candidate, rows, &matrix, &estimate, &folds);
+        held_out = Some(errors.iter().map(|e| (-e).exp()).collect());
+    }
+    finish(rows, &candidate, &estimate, held_out)
+}
+
+/// The family that predicts left-out cells best, of all quantities together, or a simpler one that is nearly as good:
+/// what an engine does with its cache shows in joules and seconds alike.
+pub(crate) fn choose(quantities: &[&Rows], seed: u64) -> Family {
+    let thin: Vec<Rows> = quantities.iter().map(|rows| rows.thinned(CHOOSE_ON)).collect();
+    let starts: Vec<(Extent, Vec<f64>)> = thin.iter().map(|rows| (trusted_extent(rows), crude(rows))).collect();
+    let mut best: Option<(f64, Family)> = None;
+    for family in FAMILIES {
+        let scores = thin.iter().zip(&starts).map(|(rows, (extent, start))| {
+            let candidate = family.candidate(extent)?;
+            let matrix = candidate.matrix(&rows.points);
+            let estimate = fit_candidate(&candidate, rows, &matrix, start);
+            Some((score(&candidate, rows, &matrix, &estimate, seed) + NEGLIGIBLE).ln())
+        });
+        let Some(total) = scores.sum::<Option<f64>>() else { continue };
+        let mean = total / quantities.len() as f64;
+        if best.is_none_or(|(least, _)| mean < least + CLEARLY_BETTER.ln()) {
+            best = Some((mean, family));
+        }
+    }
+    best.map_or(Family::Linear, |(_, family)| family)
+}
+
+/// How far the samples reach that are not plainly wrong: a mistyped token count must not place the knots.
+fn trusted_extent(rows: &Rows) -> Extent {
+    let all = Extent::of(rows.points.iter().copied(), rows.cell_count());
+    let candidate = Family::Quadratic.candidate(&all).or_else(|| Family::Linear.candidate(&all));
+    let Some(candidate) = candidate else { return all };
+    let matrix = candidate.matrix(&rows.points);
+    let estimate = candidate.fit(rows, &matrix, Start::Crude(&crude(rows), 0.0));
+    let trusted = (0..rows.len()).filter(|&i| (rows.values[i] / estimate.predictions.values[i]).ln().abs() < 1.0);
+    Extent::of(trusted.map(|i| rows.points[i]), rows.cell_count())
+}
+
+/// Fits a candidate from scratch; where it has a floor, from several guesses of what lies on it.
+fn fit_candidate(candidate: &Candidate, rows: &Rows, matrix: &[f64], start: &[f64]) -> Estimate {
+    let guesses: &[f64] = if candidate.floor.is_empty() { &[0.0] } else { &[0.25, 0.5, 0.75] };
+    let fits = guesses.iter().map(|share| {
+        let estimate = candidate.fit(rows, matrix, Start::Crude(start, *share));
+        (mean_error(rows, |i| (rows.values[i] / estimate.predictions.values[i]).ln()), estimate)
+    });
+    let best = fits.min_by(|a, b| a.0.total_cmp(&b.0));
+    best.expect("there is a guess").1
+}
+
+/// Fits a family, and drops the terms that cross-validation does not miss.
+fn fit_family(family: Family, rows: &Rows, seed: u64) -> (Candidate, Estimate) {
+    let extent = trusted_extent(rows);
+    let candidate = family.candidate(&extent).or_else(|| Family::Linear.candidate(&extent));
+    // At least two cells: `Linear` is possible.
+    let candidate = candidate.unwrap_or_else(|| Candidate::new(vec![Base::Const.own(), Base::Tout.own()], vec![]));
+    let matrix = candidate.matrix(&rows.points);
+    let estimate = fit_candidate(&candidate, rows, &matrix, &crude(rows));
+    drop_terms(candidate.reduced_to(&estimate.coefficients), estimate, rows, seed)
+}
+
+fn drop_terms(mut candidate: Candidate, full: Estimate, rows: &Rows, seed: u64) -> (Candidate, Estimate) {
+    let coefficients: Vec<f64> = full.coefficients.iter().copied().filter(|c| *c > 0.0).collect();
+    let mut matrix = candidate.matrix(&rows.points);
+    let mut estimate = Estimate { coefficients, ..full };
+    let mut least = score(&candidate, rows, &matrix, &estimate, seed);
+    let mut at = 0;
+    while at < candidate.len() && candidate.len() > 2 {
+        let mut kept = vec![1.0; candidate.len()];
+        kept[at] = 0.0;
+        let fewer = candidate.reduced_to(&kept);
+        if fewer.main.is_empty() || (fewer.floor.is_empty() && !candidate.floor.is_empty()) {
+            at += 1;
+            continue;
+        }
+        let fewer_matrix = fewer.matrix(&rows.points);
+        let mut start = estimate.coefficients.clone();
+        start.remove(at);
+        let mut without = estimate.clone();
+        without.coefficients = start;
+        let score = score(&fewer, rows, &fewer_matrix, &without, seed);
+        if score <= NO_WORSE * least {
+            least = least.min(score);
+            (candidate, matrix, estimate) = (fewer, fewer_matrix, without);
+        } else {
+            at += 1;
+        }
+    }
+    let estimate = candidate.fit(rows, &matrix, Start::Near(&estimate.coefficients));
+    (candidate, estimate)
+}
+
+/// The mean error on left-out cells, with the weights and the linearisation of the fit to all.
+fn score(candidate: &Candidate, rows: &Rows, matrix: &[f64], estimate: &Estimate, seed: u64) -> f64 {
+    let folds = rows.folds(FOLDS, seed);
+    let errors = errors_by_fold(candidate, rows, matrix, estimate, &folds);
+    mean_error(rows, |i| errors[i])
+}
+
+fn mean_error(rows: &Rows, error: impl Fn(usize) -> f64) -> f64 {
+    let total: f64 = rows.weights.iter().sum();
+    (0..rows.len()).map(|i| rows.weights[i] * error(i).abs().min(LARGEST_ERROR)).sum::<f64>() / total
+}
+
+/// ln(value / prediction) of every row by a fit to the other folds.
+fn errors_by_fold(candidate: &Candidate, rows: &Rows, matrix: &[f64], estimate: &Estimate, folds: &[u8]) -> Vec<f64> {
+    let n = candidate.len();
+    let about = &estimate.predictions;
+    let mut parts: Vec<_> = (0..FOLDS).map(|_| Normal::new(n)).collect();
+    candidate.add_normals(rows, matrix, about, &estimate.weights, |i| folds[rows.cells[i] as usize] as usize, &mut parts);
+    let mut all = Normal::new(n);
+    parts.iter().for_each(|part| all.merge(part));
+    let smallest = rows.values.iter().copied().fold(f64::INFINITY, f64::min);
+    let solutions: Vec<Vec<f64>> =
+        parts.iter().map(|part| candidate.solve(&all.without(part), &estimate.coefficients, |_| true)).collect();
+    (0..rows.len())
+        .map(|i| {
+            let solution = &solutions[folds[rows.cells[i] as usize] as usize];
+            let prediction = candidate.predict(&matrix[i * n..(i + 1) * n], solution, 1e-6 * smallest).values[0];
+            (rows.values[i] / prediction).ln()
+        })
+        .collect()
+}
+
+/// The same by doing everything anew for every fold, the choice of terms included.
+fn leave_out(rows: &Rows, thin: &Rows, family: Family, seed: u64) -> Vec<f64> {
+    let folds = rows.folds(FOLDS.min(rows.cell_count()), seed);
+    let mut ratios = vec![0.0; rows.len()];
+    for fold in 0..FOLDS.min(rows.cell_count()) {
+        let outside = |cells: &[u32]| -> Vec<usize> {
+            (0..cells.len()).filter(|&i| folds[cells[i] as usize] as usize != fold).collect()
+        };
+        let training = thin.pick(&outside(&thin.cells));
+        let (candidate, estimate) = fit_family(family, &training, seed);
+        let form = form_of(&candidate, &estimate);
+        for i in (0..rows.len()).filter(|&i| folds[rows.cells[i] as usize] as usize == fold) {
+            ratios[i] = form.at(rows.points[i]) / rows.values[i];
+        }
+    }
+    ratios
+}
+
+/// The form of an estimate, with a cost per request that is never nothing: so it is positive everywhere.
+fn form_of(candidate: &Candidate, estimate: &Estimate) -> Form {
+    const SMALLEST_CONSTANT: f64 = 1e-3;
+    let with = |columns: &[Column], coefficients: &[f64]| -> Vec<(Column, f64)> {
+        columns.iter().copied().zip(coefficients.iter().copied()).filter(|(_, c)| *c > 0.0).collect()
+    };
+    let split = candidate.main.len();
+    let mut main = with(&candidate.main, &estimate.coefficients[..split]);
+    let floor = with(&candidate.floor, &estimate.coefficients[split..]);
+    let constant = |(column, _): &(Column, f64)| column.base == Base::Const;
+    if !main.iter().any(constant) && !floor.iter().any(constant) {
+        let trusted = estimate.predictions.values.iter().zip(&estimate.weights).filter(|(_, weight)| **weight > 0.0);
+        let smallest = trusted.map(|(prediction, _)| *prediction).fold(f64::INFINITY, f64::min);
+        if smallest.is_finite() {
+            main.push((Base::Const.own(), SMALLEST_CONSTANT * smallest));
+        }
+    }
+    Form::new(main, floor)
+}
+
+fn finish(
+    rows: &Rows,
+    candidate: &Candidate,
+    estimate: &Estimate,
+    held_out: Option<Vec<f64>>,
+) -> Fitted {
+    let form = form_of(candidate, estimate);
+    let standard_errors = standard_errors(&form, rows, estimate);
+    let flagged = (0..rows.len()).map(|i| {
+        let prediction = form.at(rows.points[i]);
+        let limit = (FLAG_SCALES * estimate.scale.at(prediction).max(SMALLEST_SCALE)).max(FLAG_ERROR);
+        (rows.values[i] / prediction).ln().abs() > limit
+    });
+    Fitted { flagged: flagged.collect(), standard_errors, form, held_out }
+}
+
+/// Standard errors of the main terms, robust to errors that differ in size (the sandwich of White, Econometrica 1980).
+fn standard_errors(form: &Form, rows: &Rows, estimate: &Estimate) -> Vec<f64> {
+    let n = form.main().len();
+    let (mut bread, mut filling) = (Normal::new(n), Normal::new(n));
+    let mut used = 0.0;
+    for (i, &point) in rows.points.iter().enumerate() {
+        let prediction = form.at(point);
+        let main: f64 = form.main().iter().map(|(column, c)| c * column.value(point)).sum();
+        let error = (rows.values[i] / prediction).ln();
+        let deviation = estimate.scale.at(prediction);
+        if main < prediction * (1.0 - 1e-12) || error.abs() > FLAG_SCALES * deviation {
+            continue;
+        }
+        let row: Vec<f64> = form.main().iter().map(|(column, _)| column.value(point) / prediction).collect();
+        let weight = rows.weights[i] * estimate.scale.base / deviation;
+        bread.add(&row, weight, 0.0);
+        filling.add(&row, weight * weight * error * error, 0.0);
+        used += 1.0;
+    }
+    let correction = if used > n as f64 { used / (used - n as f64) } else { f64::INFINITY };
+    let inverse = bread.inverse();
+    (0..n)
+        .map(|i| {
+            let line = |j: usize| inverse[i * n + j];
+            let variance: f64 =
+                (0..n).map(|j| (0..n).map(|k| line(j) * filling.gram_at(j, k) * line(k)).sum::<f64>()).sum();
+            (correction * variance.max(0.0)).sqrt()
+        })
+        .collect()
+}

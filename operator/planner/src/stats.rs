@@ -1,0 +1,6 @@
+//! The statistics behind the paper form and the comparison: tail probabilities, regression and analysis of variance.
+
+pub mod anova;
+pub mod regression;
+pub mod special;
+pub mod tails;
