@@ -4,4 +4,5 @@
 #![forbid(unsafe_code)]
 
 pub mod cost;
+pub mod plan;
 pub mod units;
