@@ -7,12 +7,19 @@
 //! plan bit for bit; no plan is returned whose limits were not checked against the workload.
 
 mod assignment;
+mod baselines;
 mod certificate;
 mod classes;
+mod core;
+mod enumerate;
 mod exact;
 mod fixed;
+mod interior;
+mod limits;
 mod moments;
 mod problem;
+mod repair;
+mod rows;
 mod shares;
 mod surface;
 mod tally;
@@ -20,12 +27,14 @@ mod transport;
 mod workload;
 
 pub use assignment::Assignment;
+pub use baselines::{Baseline, baselines};
 pub use moments::Moments;
 pub use problem::{CANDIDATES_LIMIT, Candidate, Limits, Normalisers, Problem, ProblemError, Setup, Share};
 pub use workload::{REQUESTS_LIMIT, TOKENS_LIMIT, Workload, WorkloadError};
 
 use crate::units::{Joules, Seconds, Tokens};
 use problem::Ground;
+use rows::Rows;
 
 /// What became of a problem.
 #[derive(Debug, Clone)]
@@ -130,7 +139,15 @@ pub fn solve(
     let ground = Ground::new(workload, problem)?;
     let start: Option<Vec<f64>> =
         start.filter(|p| p.len() == ground.len()).map(|prices| ground.order.iter().map(|k| prices[*k]).collect());
-    match exact::solve(&ground, start.as_deref(), stop)? {
+    let answer = if ground.limits.only_shares() {
+        exact::solve(&ground, start.as_deref(), stop)?
+    } else {
+        match Rows::new(&ground) {
+            Ok(rows) => limits::solve(&ground, &rows, start.as_deref(), stop)?,
+            Err(reason) => Answer::Infeasible(reason),
+        }
+    };
+    match answer {
         Answer::Planned(draft) => Ok(Outcome::Planned(Box::new(finish(&ground, *draft)))),
         Answer::Infeasible(reason) => Ok(Outcome::Infeasible(reason)),
         Answer::Undecided { reason, lower_bound } => Ok(Outcome::Undecided { reason, lower_bound }),
@@ -140,7 +157,7 @@ pub fn solve(
 /// Adds up what a draft's assignment takes.
 fn finish(ground: &Ground<'_>, draft: Draft) -> Plan {
     let Draft { mut assignment, prices, slack, proof, branched } = draft;
-    let loads = tally::loads(ground.workload, &assignment, [&ground.energy, &ground.runtime, &ground.cost]);
+    let loads = tally::loads(ground, &assignment);
     let sum = |of: &dyn Fn(usize) -> f64| (0..ground.len()).map(of).sum::<f64>();
     let paid = |k: usize| loads[k].all.count > 0;
     let weighted = sum(&|k| ground.candidates[k].accuracy * loads[k].all.tokens() as f64);

@@ -74,6 +74,13 @@ pub struct Limits {
     pub deadline: Option<Seconds>,
 }
 
+impl Limits {
+    /// Whether counts are all that is limited.
+    pub(crate) fn only_shares(&self) -> bool {
+        !self.budgets && self.energy.is_none() && self.accuracy.is_none() && self.deadline.is_none()
+    }
+}
+
 /// The means that make energy and accuracy comparable, over all (request, candidate) pairs.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Normalisers {

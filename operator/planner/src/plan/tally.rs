@@ -5,6 +5,7 @@
 use super::assignment::{Assignment, Part};
 use super::fixed::{FixedSurface, Scale};
 use super::moments::Moments;
+use super::problem::Ground;
 use super::surface::{Area, Quadratic, Surface};
 use super::workload::{Node, Workload};
 use crate::units::Tokens;
@@ -22,43 +23,59 @@ pub(crate) struct Load {
     pub(crate) magnitude: f64,
 }
 
-/// The loads of all candidates under an assignment, for their energies, run times and costs.
-pub(crate) fn loads(workload: &Workload, assignment: &Assignment, of: [&[Surface]; 3]) -> Vec<Load> {
-    let [energy, runtime, cost] = of;
-    let mut sums: Vec<_> = (0..energy.len())
-        .map(|k| (Moments::default(), [Split::new(&energy[k]), Split::new(&runtime[k]), Split::signed(&cost[k])]))
-        .collect();
-    assignment.visit(workload, |part| match part {
-        Part::Cell(cell, k) => {
-            sums[k].0.merge(&workload.cells()[cell].moments);
-            sums[k].1.iter_mut().for_each(|split| split.add_cell(workload, cell));
-        }
-        Part::Request(tokens, k) => {
-            sums[k].0.add(tokens, 1);
-            sums[k].1.iter_mut().for_each(|split| split.add(tokens));
-        }
+/// The loads of all candidates under an assignment.
+pub(crate) fn loads(ground: &Ground<'_>, assignment: &Assignment) -> Vec<Load> {
+    let everyone: Vec<usize> = (0..ground.len()).collect();
+    let mut sums = Sums::new(ground, &everyone);
+    assignment.visit(ground.workload, |part| match part {
+        Part::Cell(cell, k) => sums.add_node(ground.workload, &ground.workload.cells()[cell], cell..cell + 1, k),
+        Part::Request(tokens, k) => sums.add(tokens, k),
     });
-    let load = |(all, [energy, runtime, cost]): (Moments, [Split; 3])| Load {
-        all,
-        energy: energy.sum(),
-        runtime: runtime.sum(),
-        magnitude: cost.magnitude(),
-    };
-    sums.into_iter().map(load).collect()
+    sums.loads()
+}
+
+/// Running loads of some candidates.
+pub(crate) struct Sums(Vec<(Moments, [Split; 3])>);
+
+impl Sums {
+    /// For the candidates `who`; their places there name them from here on.
+    pub(crate) fn new(ground: &Ground<'_>, who: &[usize]) -> Self {
+        let splits =
+            |k: usize| [Split::new(&ground.energy[k]), Split::new(&ground.runtime[k]), Split::signed(&ground.cost[k])];
+        Self(who.iter().map(|k| (Moments::default(), splits(*k))).collect())
+    }
+
+    pub(crate) fn add(&mut self, tokens: Tokens, k: usize) {
+        self.0[k].0.add(tokens, 1);
+        self.0[k].1.iter_mut().for_each(|split| split.add(tokens, 1));
+    }
+
+    /// Adds a node's requests, which are those of `cells`.
+    pub(crate) fn add_node(&mut self, workload: &Workload, node: &Node, cells: Range<usize>, k: usize) {
+        self.0[k].0.merge(&node.moments);
+        self.0[k].1.iter_mut().for_each(|split| split.add_node(workload, node, cells.clone()));
+    }
+
+    pub(crate) fn loads(self) -> Vec<Load> {
+        let load = |(all, [energy, runtime, cost]): (Moments, [Split; 3])| Load {
+            all,
+            energy: energy.sum_over(&all),
+            runtime: runtime.sum_over(&all),
+            magnitude: cost.magnitude(),
+        };
+        self.0.into_iter().map(load).collect()
+    }
 }
 
 /// Sum of a surface over all requests of a workload, in the unit of its values.
 pub(crate) fn total(workload: &Workload, surface: &Surface) -> f64 {
     let mut split = Split::new(surface);
-    if split.is_plain() {
-        return workload.moments().sum_of(&split.faces[0].0);
-    }
-    (0..workload.cells().len()).for_each(|cell| split.add_cell(workload, cell));
-    split.sum()
+    split.add_node(workload, &workload.levels()[0][0], 0..workload.cells().len());
+    split.sum_over(&workload.moments())
 }
 
 /// Requests kept apart by which face of a surface is the largest there, and where asked for by its sign.
-struct Split {
+pub(crate) struct Split {
     faces: Vec<Quadratic>,
     plus: Vec<Moments>,
     minus: Vec<Moments>,
@@ -66,7 +83,7 @@ struct Split {
 }
 
 impl Split {
-    fn new(surface: &Surface) -> Self {
+    pub(crate) fn new(surface: &Surface) -> Self {
         let faces = surface.faces().to_vec();
         let none = vec![Moments::default(); faces.len()];
         Self { faces, plus: none.clone(), minus: none, signed: false }
@@ -76,14 +93,19 @@ impl Split {
         Self { signed: true, ..Self::new(surface) }
     }
 
+    /// One face and no sign: nothing to keep apart.
     fn is_plain(&self) -> bool {
         self.faces.len() == 1 && !self.signed
     }
 
-    fn add(&mut self, tokens: Tokens) {
-        if self.is_plain() {
-            return self.plus[0].add(tokens, 1);
+    #[inline]
+    pub(crate) fn add(&mut self, tokens: Tokens, count: u64) {
+        if !self.is_plain() {
+            self.place(tokens, count);
         }
+    }
+
+    fn place(&mut self, tokens: Tokens, count: u64) {
         let (x, y) = (f64::from(tokens.input), f64::from(tokens.output));
         let (mut top, mut value) = (0, f64::NEG_INFINITY);
         for (i, face) in self.faces.iter().enumerate() {
@@ -91,19 +113,24 @@ impl Split {
                 (top, value) = (i, face.at(x, y));
             }
         }
-        if self.signed && value < 0.0 { &mut self.minus[top] } else { &mut self.plus[top] }.add(tokens, 1);
+        if self.signed && value < 0.0 { &mut self.minus[top] } else { &mut self.plus[top] }.add(tokens, count);
     }
 
-    fn add_cell(&mut self, workload: &Workload, cell: usize) {
-        let node = &workload.cells()[cell];
-        if node.moments.count == 0 {
+    /// Adds a node's requests, which are those of `cells`.
+    pub(crate) fn add_node(&mut self, workload: &Workload, node: &Node, cells: Range<usize>) {
+        if self.is_plain() || node.moments.count == 0 {
             return;
         }
         let area = node.area();
         match top_face(&self.faces, &area, 0.0) {
             Some(top) if !self.signed || self.faces[top].low(&area) >= 0.0 => self.plus[top].merge(&node.moments),
             Some(top) if self.faces[top].high(&area) < 0.0 => self.minus[top].merge(&node.moments),
-            _ => workload.requests(cell, cell + 1).for_each(|tokens| self.add(tokens)),
+            _ if cells.len() > 1 => {
+                for cell in cells {
+                    self.add_node(workload, &workload.cells()[cell], cell..cell + 1);
+                }
+            }
+            _ => workload.requests(cells.start, cells.end).for_each(|tokens| self.place(tokens, 1)),
         }
     }
 
@@ -112,8 +139,9 @@ impl Split {
         (sum(&self.plus), sum(&self.minus))
     }
 
-    fn sum(&self) -> f64 {
-        self.sums().0 + self.sums().1
+    /// The sum over the requests added, which have the moments `all`.
+    pub(crate) fn sum_over(&self, all: &Moments) -> f64 {
+        if self.is_plain() { all.sum_of(&self.faces[0].0) } else { self.sums().0 + self.sums().1 }
     }
 
     fn magnitude(&self) -> f64 {

@@ -106,7 +106,7 @@ pub(crate) struct Contest<'a> {
 }
 
 impl Contest<'_> {
-    fn everyone(&self) -> u64 {
+    pub(crate) fn everyone(&self) -> u64 {
         if self.surfaces.len() == 64 { u64::MAX } else { (1 << self.surfaces.len()) - 1 }
     }
 
