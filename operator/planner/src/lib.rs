@@ -5,6 +5,7 @@
 
 pub mod cost;
 pub mod fit;
+pub mod plan;
 pub mod predict;
 pub mod samples;
 pub mod stats;
