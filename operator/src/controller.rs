@@ -191,7 +191,12 @@ pub fn on_error(job: Arc<InferenceJob>, error: &Error, context: Arc<Context>) ->
     let (first, longest) = BACKOFF;
     let wait =
         if class == Class::Refused { longest } else { first.saturating_mul(1 << (*count - 1).min(16)).min(longest) };
-    tracing::warn!(%error, ?class, ?wait, "a reconcile failed");
+    if class == Class::Conflict {
+        // The cache was a moment behind: the next try sees the newer version.
+        tracing::debug!(%error, ?wait, "decided over an old version");
+    } else {
+        tracing::warn!(%error, ?class, ?wait, "a reconcile failed");
+    }
     Action::requeue(wait)
 }
 
