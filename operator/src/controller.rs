@@ -42,6 +42,8 @@ mod scenarios;
 
 /// First and longest time before another try after an error.
 const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// When is looked again whether the caches are filled: not waited for, so that nothing hangs at shutdown.
+const NOT_READY_AGAIN: Duration = Duration::from_millis(200);
 /// When a pod that is being deleted is looked at again.
 const LOST_POD_AGAIN: Duration = Duration::from_secs(15);
 /// When something is tried again that the API server refused, or that something else stood in the way of.
@@ -97,8 +99,11 @@ impl Error {
 /// # Errors
 /// If the API could not be written to; nothing is lost then, the next try starts anew.
 pub async fn reconcile(job: Arc<InferenceJob>, context: Arc<Context>) -> Result<Action, Error> {
-    if job.meta().deletion_timestamp.is_some() || !context.caches.ready().await {
-        return Ok(Action::await_change()); // `orphans` sees to the pods of a job that is going
+    if job.meta().deletion_timestamp.is_some() {
+        return Ok(Action::await_change()); // `orphans` sees to its pods
+    }
+    if !context.caches.is_ready() {
+        return Ok(Action::requeue(NOT_READY_AGAIN));
     }
     let started = Instant::now();
     let snapshot = observe::observe(job, &context).await; // reads
@@ -186,7 +191,12 @@ pub fn on_error(job: Arc<InferenceJob>, error: &Error, context: Arc<Context>) ->
     let (first, longest) = BACKOFF;
     let wait =
         if class == Class::Refused { longest } else { first.saturating_mul(1 << (*count - 1).min(16)).min(longest) };
-    tracing::warn!(%error, ?class, ?wait, "a reconcile failed");
+    if class == Class::Conflict {
+        // The cache was a moment behind: the next try sees the newer version.
+        tracing::debug!(%error, ?wait, "decided over an old version");
+    } else {
+        tracing::warn!(%error, ?class, ?wait, "a reconcile failed");
+    }
     Action::requeue(wait)
 }
 

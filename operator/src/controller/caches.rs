@@ -30,32 +30,33 @@ pub struct Caches {
     pub pods: Store<Pod>,
     /// Nodes: names and device classes.
     pub nodes: Store<PartialObjectMeta<Node>>,
-    /// True once every store was filled.
-    pub ready: watch::Receiver<bool>,
+    /// How many of the kinds were listed once.
+    pub filled: watch::Receiver<usize>,
 }
 
 impl Caches {
     /// Waits until every kind was listed once; whether that came to be (not, if the operator is shutting down).
     pub async fn ready(&self) -> bool {
-        self.ready.clone().wait_for(|ready| *ready).await.is_ok()
+        self.filled.clone().wait_for(|filled| *filled == KINDS).await.is_ok()
     }
 
     /// Whether every kind was listed once.
     #[must_use]
     pub fn is_ready(&self) -> bool {
-        *self.ready.borrow()
+        *self.filled.borrow() == KINDS
     }
+}
 
-    /// Announces once that all stores are filled. It alone waits for the stores: of several waiters for one store only
-    /// the latest is woken.
-    async fn announce(self, ready: watch::Sender<bool>) {
-        let filled = self.jobs.wait_until_ready().await.is_ok()
-            && self.models.wait_until_ready().await.is_ok()
-            && self.children.wait_until_ready().await.is_ok()
-            && self.pods.wait_until_ready().await.is_ok()
-            && self.nodes.wait_until_ready().await.is_ok();
-        if filled {
-            ready.send_replace(true);
+/// Number of kinds that are watched.
+pub const KINDS: usize = 5;
+
+/// Counts the kinds that were listed once. The stores tell of it too, but of several who wait for a store only the
+/// latest is woken, and the controller is one of them.
+fn filled<K>(kinds: &Arc<watch::Sender<usize>>) -> impl FnMut(&watcher::Event<K>) + Send + use<K> {
+    let (kinds, mut first) = (kinds.clone(), true);
+    move |event| {
+        if matches!(event, watcher::Event::InitDone) && std::mem::take(&mut first) {
+            kinds.send_modify(|filled| *filled += 1);
         }
     }
 }
@@ -67,7 +68,7 @@ where
     namespace.map_or_else(|| Api::all(client.clone()), |namespace| Api::namespaced(client.clone(), namespace))
 }
 
-/// Starts to watch (once the controller is run; within a tokio runtime), in one namespace or in all. `deletions` is told of pods that are being
+/// Starts to watch (once the controller is run), in one namespace or in all. `deletions` is told of pods that are being
 /// deleted and whose report finalizer is still there.
 #[must_use]
 pub fn watch(client: &Client, namespace: Option<&str>, deletions: Arc<Notify>) -> (Caches, Controller<InferenceJob>) {
@@ -76,6 +77,8 @@ pub fn watch(client: &Client, namespace: Option<&str>, deletions: Arc<Notify>) -
     let (children, child_writer) = store();
     let (pods, pod_writer) = store();
     let (nodes, node_writer) = store();
+    let (sender, receiver) = watch::channel(0);
+    let sender = Arc::new(sender);
     let every = watcher::Config::default;
     let of_runs = || watcher::Config::default().labels(LABEL_JOB);
 
@@ -83,21 +86,25 @@ pub fn watch(client: &Client, namespace: Option<&str>, deletions: Arc<Notify>) -
         .default_backoff()
         .modify(|job| prune_meta(job.meta_mut()))
         .reflect(job_writer)
+        .inspect_ok(filled(&sender))
         .touched_objects();
     let model_stream = watcher(api::<InferenceModel>(client, namespace), every())
         .default_backoff()
         .modify(|model| prune_meta(model.meta_mut()))
         .reflect(model_writer)
+        .inspect_ok(filled(&sender))
         .touched_objects();
     let child_stream = watcher(api::<Job>(client, namespace), of_runs())
         .default_backoff()
         .modify(prune_child)
         .reflect(child_writer)
+        .inspect_ok(filled(&sender))
         .touched_objects();
     let pod_stream = watcher(api::<Pod>(client, namespace), of_runs())
         .default_backoff()
         .modify(prune_pod)
         .reflect(pod_writer)
+        .inspect_ok(filled(&sender))
         .touched_objects()
         .inspect_ok(move |pod| {
             if pod.metadata.deletion_timestamp.is_some() {
@@ -108,6 +115,7 @@ pub fn watch(client: &Client, namespace: Option<&str>, deletions: Arc<Notify>) -
         .default_backoff()
         .modify(prune_node)
         .reflect(node_writer)
+        .inspect_ok(filled(&sender))
         .touched_objects()
         // Heartbeats change a node every few minutes; only its class is of interest.
         .predicate_filter(device_class_of, PredicateConfig::default());
@@ -125,10 +133,7 @@ pub fn watch(client: &Client, namespace: Option<&str>, deletions: Arc<Notify>) -
         .watches_stream(node_stream, move |_: PartialObjectMeta<Node>| {
             refs(&by_node, |job| !job.status.as_ref().is_some_and(|status| is_frozen(status, None)))
         });
-    let (filled, ready) = watch::channel(false);
-    let caches = Caches { jobs, models, children, pods, nodes, ready };
-    tokio::spawn(caches.clone().announce(filled));
-    (caches, controller)
+    (Caches { jobs, models, children, pods, nodes, filled: receiver }, controller)
 }
 
 fn refs(jobs: &Store<InferenceJob>, wanted: impl Fn(&InferenceJob) -> bool) -> Vec<ObjectRef<InferenceJob>> {
@@ -195,14 +200,24 @@ mod tests {
     use super::*;
     use crate::controller::facts::PodFacts;
     use crate::controller::samples;
+    use futures::StreamExt;
+    use kube::client::Body;
+    use kube::runtime::controller::Action;
+
+    /// Answers every list with an empty one and every watch with silence.
+    async fn empty_cluster(request: http::Request<Body>) -> Result<http::Response<Body>, std::convert::Infallible> {
+        if request.uri().query().unwrap_or_default().contains("watch=") {
+            return std::future::pending().await;
+        }
+        let list =
+            serde_json::json!({"apiVersion": "v1", "kind": "List", "metadata": {"resourceVersion": "1"}, "items": []});
+        Ok(http::Response::new(Body::from(serde_json::to_vec(&list).unwrap())))
+    }
 
     #[tokio::test]
     async fn all_who_wait_are_told_that_the_caches_are_filled() {
-        let ((jobs, mut job_w), (models, mut model_w), (children, mut child_w)) = (store(), store(), store());
-        let ((pods, mut pod_w), (nodes, mut node_w)) = (store(), store());
-        let (filled, ready) = watch::channel(false);
-        let caches = Caches { jobs, models, children, pods, nodes, ready };
-        let announcer = tokio::spawn(caches.clone().announce(filled));
+        let client = Client::new(tower::service_fn(empty_cluster), "team");
+        let (caches, controller) = watch(&client, None, Arc::new(Notify::new()));
         let waiting: Vec<_> = (0..3)
             .map(|_| {
                 let caches = caches.clone();
@@ -210,17 +225,18 @@ mod tests {
             })
             .collect();
         tokio::task::yield_now().await;
-        assert!(!caches.is_ready());
-        job_w.apply_watcher_event(&watcher::Event::InitDone);
-        model_w.apply_watcher_event(&watcher::Event::InitDone);
-        child_w.apply_watcher_event(&watcher::Event::InitDone);
-        pod_w.apply_watcher_event(&watcher::Event::InitDone);
-        node_w.apply_watcher_event(&watcher::Event::InitDone);
-        announcer.await.unwrap();
+        assert!(!caches.is_ready(), "nothing is watched before the controller runs");
+        let reconcile = |_, _| async { Ok::<_, std::io::Error>(Action::await_change()) };
+        let running = tokio::spawn(
+            controller
+                .run(reconcile, |_, _, _| Action::await_change(), Arc::new(()))
+                .for_each(|_| std::future::ready(())),
+        );
         for one in waiting {
             assert!(one.await.unwrap());
         }
         assert!(caches.is_ready());
+        running.abort();
     }
 
     #[test]

@@ -3,7 +3,7 @@
 //! The fake plays the part of the watches as well: what is applied to it comes back into the caches when the test says so.
 
 use crate::controller::apply::Class;
-use crate::controller::caches::Caches;
+use crate::controller::caches::{Caches, KINDS};
 use crate::controller::{Context, Error, on_error, orphans, reconcile, samples};
 use crate::metrics::Metrics;
 use crate::progress::ProgressReader;
@@ -146,7 +146,7 @@ impl World {
         let context = Context {
             client: client.clone(),
             metrics: Metrics::new(jobs.clone()),
-            caches: Caches { jobs, models, children, pods, nodes, ready: tokio::sync::watch::channel(true).1 },
+            caches: Caches { jobs, models, children, pods, nodes, filled: tokio::sync::watch::channel(KINDS).1 },
             config: samples::config(),
             progress: ProgressReader::new(samples::progress_key(), Duration::from_secs(2)),
             recorder: Recorder::new(client, reporter),
