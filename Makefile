@@ -11,7 +11,7 @@ MAKEFLAGS += --no-print-directory
 export JOULECAST_CLUSTER_DIR ?= /var/lib/joulecast-cluster
 cluster_kubeconfig := $(JOULECAST_CLUSTER_DIR)/kubeconfig
 
-# helm, kubectl and the command line come from build/bin where they are there.
+# helm and the command line come from build/bin where they are there.
 export PATH := $(CURDIR)/build/bin:$(PATH)
 
 # First line of a recipe: announces the stage, and its time when it ends.
@@ -20,10 +20,10 @@ stage = @SECONDS=0; printf '\n== %s: %s\n' '$@' '$(1)'; \
 
 .PHONY: help
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .PHONY: setup
-setup: ## install what is missing: Debian packages, the Kubernetes binaries (Go modules), helm, kubectl
+setup: ## install what is missing: Debian packages, the Kubernetes binaries (Go modules), helm
 	$(call stage,installs Debian packages and builds the Kubernetes binaries into build/bin where they are missing)
 	tests/cluster/setup.sh
 
@@ -38,10 +38,10 @@ check: ## format, clippy with warnings denied, unit tests, generated files, char
 
 .PHONY: test
 test: export KUBECONFIG := $(cluster_kubeconfig)
-test: setup check images cluster-up demo readme cluster-tests ## all tests: check, then images, local cluster, demo, README, cluster tests
+test: setup check images cluster-selftest cluster-up demo readme cluster-tests ## all tests: check, the local cluster itself, demo, README, tests on the cluster
 
 .PHONY: demo
-demo: setup ## the main job end to end; KUBECONFIG=... REGISTRY=... uses a cluster of yours, otherwise a local one starts
+demo: ## the main job end to end; KUBECONFIG=... REGISTRY=... uses a cluster of yours, otherwise a local one starts
 	$(call stage,runs an InferenceJob on a real cluster)
 	tests/demo/demo.sh
 
@@ -53,9 +53,19 @@ readme: ## runs the commands of README.md on the cluster that the demo left runn
 # The last stage of `make test`: cargo's own closing lines stand at the end, so no stage line follows them.
 .PHONY: cluster-tests
 cluster-tests: export KUBECONFIG := $(cluster_kubeconfig)
-cluster-tests: ## the tests that need the local cluster (make cluster-up first)
-	@printf '\n== %s: %s\n' '$@' 'cluster tests on the local cluster'
-	cargo test --release -p joulecast-tests
+cluster-tests: ## the tests that need the local cluster, as `make demo` leaves it
+	@printf '\n== %s: %s\n' '$@' 'tests on the local cluster'
+	set -a
+	. build/images/images.env
+	set +a
+	cargo test --release --workspace --test jobs --test release
+
+# The self-test has a cluster of its own, and a machine has room for one: it stops the other, whose state stays.
+.PHONY: cluster-selftest
+cluster-selftest: setup ## test the local cluster itself: start, crash, stop, and that nothing is left
+	$(call stage,tests the local cluster itself)
+	tests/cluster/cluster down
+	tests/cluster/selftest.sh
 
 .PHONY: cluster-up
 cluster-up: setup ## start the local cluster (no effect if it runs)
@@ -70,7 +80,7 @@ cluster-down: ## stop the local cluster; nothing of it keeps running
 .PHONY: images
 images: setup ## build the release binaries and from them the images into build/images
 	$(call stage,builds the release binaries and the images)
-	charts/images/build
+	tests/demo/images.sh
 
 .PHONY: generate
 generate: ## rewrite generated files: CRDs from their types, the golden rendering of the chart

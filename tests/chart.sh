@@ -40,7 +40,7 @@ diff -u "$golden" "$work/rendered.yaml" || fail "$golden is stale: run \`make ge
 # Least privilege, stated once more where a reviewer of the golden file cannot overlook it.
 sed -n '/^kind: \(Cluster\)\?Role$/,/^---/p' "$work/rendered.yaml" >"$work/roles.yaml"
 grep -q '^rules:' "$work/roles.yaml" || fail "no roles in the rendering: this check looks at nothing"
-if grep -nE '"\*"|\[\*\]|- \*|secrets|impersonate|escalate|bind\b|pods/exec' "$work/roles.yaml"; then
+if grep -nE '"\*"|\[\*\]|- \*|secrets|configmaps|impersonate|escalate|\bbind\b|pods/exec' "$work/roles.yaml"; then
 	fail "a role holds a wildcard, Secrets or a verb that widens rights"
 fi
 
@@ -58,6 +58,13 @@ render --set metrics.serviceMonitor.enabled=true --set metrics.serviceMonitor.la
 grep -q '^kind: ServiceMonitor$' "$work/monitor.yaml" || fail "serviceMonitor.enabled gives no ServiceMonitor"
 render --set userRoles.install=false >"$work/no-roles.yaml"
 ! grep -q 'aggregate-to-view' "$work/no-roles.yaml" || fail "userRoles.install=false leaves roles"
+render --set networkPolicy.enabled=false >"$work/open.yaml"
+! grep -qi 'networkpolic' "$work/open.yaml" || fail "networkPolicy.enabled=false leaves a policy or the right to make one"
+render --set 'extraRuntimes[0].image=r:1,extraRuntimes[0].engines={llamacpp},extraRuntimes[0].providers={cpu}' \
+	--set watts.busyMilliwattsPerCpu=7000,watts.idleMilliwattsPerCpu=1500 >"$work/more.yaml"
+for text in 'image: "r:1"' 'engines: \["llamacpp"\]' 'busyMilliwattsPerCpu: 7000'; do
+	grep -q "$text" "$work/more.yaml" || fail "the operator's configuration lacks $text"
+done
 helm template other "$chart" --namespace elsewhere >"$work/other.yaml"
 grep -q '^  name: other-joulecast-operator$' "$work/other.yaml" || fail "the release's name does not prefix its objects"
 
@@ -71,8 +78,11 @@ refused() {
 	grep -q "$field" "$work/err" || { cat "$work/err" >&2; fail "the refusal of $* does not name $field"; }
 }
 refused replica --set operator.replica=2
+refused engines --set 'runtime.engines={tensorrt}'
 refused progressSeconds --set progressSeconds=0
-refused engines --set 'runtime.engines[0]=tensorrt'
+refused idleMilliwattsPerCpu --set watts.busyMilliwattsPerCpu=7000
+refused image --set operator.image=no-tag
+refused providers --set 'extraRuntimes[0].image=r:1,extraRuntimes[0].engines={candle}'
 refused logFormat --set operator.logFormat=xml
 refused imagePullPolicy --set operator.imagePullPolicy=Sometimes
 refused install --set-string crds.install=yes

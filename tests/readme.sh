@@ -56,8 +56,9 @@ if [ "${1:-}" = --static ]; then
 fi
 
 PATH=$PWD/build/bin:$PATH
-local_kubeconfig=${JOULECAST_CLUSTER_DIR:-/var/lib/joulecast-cluster}/kubeconfig
-export KUBECONFIG=${KUBECONFIG:-$local_kubeconfig}
+# Always the local cluster: nobody's own is touched by a test.
+export KUBECONFIG=${JOULECAST_CLUSTER_DIR:-/var/lib/joulecast-cluster}/kubeconfig
+[ -r "$KUBECONFIG" ] || fail "no $KUBECONFIG: run \`make demo\` first"
 namespace=demo
 
 echo "README.md: examples against the API server"
@@ -79,6 +80,7 @@ trap 'rm -f "$script"' EXIT
 	done
 } >"$script"
 # So that a repeated run waits for a run of its own.
-kubectl delete --namespace "$namespace" -f docs/examples/job-small-input.yaml --ignore-not-found --cascade=foreground --timeout=2m
+kubectl delete --namespace "$namespace" -f docs/examples/job-small-input.yaml --ignore-not-found --timeout=2m
+kubectl wait --namespace "$namespace" --for=delete jobs.batch,pods --selector joulecast.dev/inference-job=three-requests --timeout=2m
 bash "$script"
 echo "README.md: all commands done"

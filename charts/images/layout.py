@@ -89,16 +89,13 @@ def libraries(program):
 
 def packages(paths):
     """The Debian packages that files come from; none on a machine without dpkg."""
-    found = set()
-    for path in paths:
-        # a package may list /lib/x for what is now /usr/lib/x
-        for spelling in {path, os.path.realpath(path), os.path.realpath(path).removeprefix("/usr")}:
-            try:
-                run = subprocess.run(["dpkg", "-S", spelling], capture_output=True, text=True)
-            except FileNotFoundError:
-                return set()
-            found |= {line.split(":")[0] for line in run.stdout.splitlines() if not line.startswith("diversion")}
-    return found
+    # a package may list /lib/x for what is now /usr/lib/x
+    spellings = {spelling for path in paths for real in [os.path.realpath(path)] for spelling in (path, real, real.removeprefix("/usr"))}
+    try:
+        run = subprocess.run(["dpkg", "-S", *sorted(spellings)], capture_output=True, text=True)
+    except FileNotFoundError:
+        return set()
+    return {line.split(":")[0] for line in run.stdout.splitlines() if not line.startswith("diversion")}
 
 
 def base_layer(programs):
@@ -129,6 +126,19 @@ def program_layer(programs):
     return files
 
 
+def directory_layer(source, target):
+    """The files under a directory, at another place in the image, for everyone to read."""
+    files = Files()
+    for directory, names, found in os.walk(source):
+        names.sort()
+        for name in found:
+            path = os.path.join(directory, name)
+            files.add(os.path.join(target, os.path.relpath(path, source)), read(path))
+    if not files.files:
+        sys.exit(f"{source} holds no files")
+    return files
+
+
 def write_image(layers, user, entrypoint, name, tag, out):
     """Writes the OCI layout; returns the full name and what each layer weighs."""
     blobs, descriptors, diff_ids, sizes = {}, [], [], []
@@ -140,12 +150,13 @@ def write_image(layers, user, entrypoint, name, tag, out):
 
     for files in layers:
         plain = files.tar()
-        packed = gzip.compress(plain, mtime=0)
+        packed = gzip.compress(plain, compresslevel=6, mtime=0)
         diff_ids.append("sha256:" + hashlib.sha256(plain).hexdigest())
         descriptors.append(blob(packed, "layer.v1.tar+gzip"))
         sizes.append((len(plain), len(packed)))
     architecture = ARCHITECTURES.get(platform.machine(), platform.machine())
     configuration = {
+        "created": "1970-01-01T00:00:00Z",
         "architecture": architecture,
         "os": "linux",
         "config": {
@@ -192,6 +203,7 @@ def main():
     image.add_argument("--tag", help="default: dev- and 12 digits of the image's digest")
     image.add_argument("--out", required=True, help="the tar file")
     image.add_argument("--bare", action="store_true", help="nothing but the programs, which must be static")
+    image.add_argument("--directory", metavar="FROM=TO", help="files of a directory here, and where they come in the image")
     image.add_argument("programs", nargs="+", help="the first is the entry point; they come to /usr/bin")
     tree = commands.add_parser("tree", help="write the same files under a directory")
     tree.add_argument("--out", required=True, help="the directory")
@@ -210,9 +222,16 @@ def main():
             sys.exit(f"--bare: {dynamic[0]} is not static")
     else:
         layers.insert(0, base_layer(given.programs))
+    parts = ["programs"] if given.bare else ["base", "programs"]
+    if given.directory:
+        source, separator, target = given.directory.partition("=")
+        if not separator or not target.startswith("/"):
+            sys.exit(f"--directory: FROM=TO with an absolute path TO, not {given.directory!r}")
+        layers.append(directory_layer(source, target))
+        parts.append("directory")
     entrypoint = f"/usr/bin/{os.path.basename(given.programs[0])}"
     name, sizes = write_image(layers, NONROOT, entrypoint, given.name, given.tag, given.out)
-    for part, (plain, packed) in zip(["programs"] if given.bare else ["base", "programs"], sizes):
+    for part, (plain, packed) in zip(parts, sizes if not given.bare else []):
         print(f"{given.name} {part}: {plain / 1e6:.1f} MB, {packed / 1e6:.1f} MB compressed", file=sys.stderr)
     print(name)
 

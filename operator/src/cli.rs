@@ -5,7 +5,9 @@ use std::io::{BufWriter, Write, stderr, stdout};
 
 pub mod access;
 pub mod explain;
+pub mod plan;
 pub mod results;
+pub mod sweep;
 
 /// Energy-optimal LLM batch inference: fit models, predict, plan, and inspect jobs.
 #[derive(Debug, Parser)]
@@ -18,7 +20,9 @@ pub struct Cli {
 #[derive(Debug, Subcommand)]
 enum Command {
     Explain(explain::Explain),
+    Plan(plan::PlanCommand),
     Results(results::Results),
+    Sweep(sweep::Sweep),
 }
 
 /// Runs the parsed command and returns the process's exit code: 0 done, 1 failed, 2 usage; others are the command's own.
@@ -27,7 +31,9 @@ pub fn run(cli: Cli) -> u8 {
     let mut out = BufWriter::new(stdout().lock());
     let outcome = match cli.command {
         Command::Explain(command) => command.run(&mut out).map(|()| 0),
+        Command::Plan(command) => command.run(&mut out),
         Command::Results(command) => command.run(&mut out).map(|()| 0),
+        Command::Sweep(command) => command.run(&mut out),
     };
     let outcome = outcome.and_then(|code| out.flush().map(|()| code).map_err(Into::into));
     match outcome {

@@ -3,3 +3,10 @@
 
 pub mod cli;
 pub mod config;
+pub mod configs;
+pub mod controller;
+pub mod metrics;
+pub mod plot;
+pub mod progress;
+pub mod serve;
+pub mod workload;

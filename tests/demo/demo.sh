@@ -74,27 +74,33 @@ choose_cluster() {
 	fi
 }
 
+# A cluster of the user's own needs none of the local one's parts, if its tools are at hand.
+set_up() {
+	local tool tools=(kubectl helm python3 cc) missing=''
+	[ -z "${REGISTRY:-}" ] || tools+=(skopeo)
+	for tool in "${tools[@]}"; do command -v "$tool" >/dev/null || missing+=" $tool"; done
+	if [ "$cluster" = given ] && [ -z "$missing" ]; then return; fi
+	say "installs what is missing"
+	tests/cluster/setup.sh
+}
+
 build_images() {
 	say "builds the release binaries and the images"
-	charts/images/build --extra demo-model=tests/demo/model
-	# shellcheck source=/dev/null
-	. build/images/images.env
-	for name in joulecast kubectl-joulecast; do
-		ln -sfn ../../target/release/joulecast "$bin/$name"
-	done
+	tests/demo/images.sh
 }
 
 provide_images() {
 	if [ "$cluster" = local ]; then
 		say "starts the local cluster and loads the images"
 		tests/cluster/cluster up
-		tests/cluster/cluster load build/images/*.tar
+		tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
 	elif [ -n "${REGISTRY:-}" ]; then
 		say "pushes the images to $REGISTRY"
 		charts/images/push
-		# shellcheck source=/dev/null
-		. build/images/pushed.env
 	fi
+	# Pushing has changed the names.
+	# shellcheck source=/dev/null
+	. build/images/images.env
 }
 
 install_chart() {
@@ -107,13 +113,16 @@ prepare_namespace() {
 	kubectl apply --server-side -f "$manifests/namespace.yaml"
 	# A job of an earlier run goes first: it may still hold the volumes.
 	in_demo delete inferencejob "$job" --ignore-not-found --cascade=foreground --timeout=2m
+	in_demo wait --for=delete jobs.batch,pods --selector joulecast.dev/inference-job="$job" --timeout=2m
 	in_demo delete job install-demo-model --ignore-not-found --cascade=foreground --timeout=2m
 	in_demo apply --server-side -f "$manifests/claims.yaml"
 	in_demo create configmap demo-prompts --from-file=prompts.jsonl=tests/demo/prompts.jsonl --dry-run=client -o yaml |
 		in_demo apply --server-side -f -
-	sed "s|@MODEL_IMAGE@|$JOULECAST_DEMO_MODEL_IMAGE|" "$manifests/install-model.yaml" | in_demo apply --server-side -f -
+	local model
+	model=demo-rust-$(cat tests/demo/model/* | sha256sum | cut -c1-12)
+	sed "s|@MODEL_IMAGE@|$JOULECAST_DEMO_MODEL_IMAGE|; s|@MODEL@|$model|" "$manifests/install-model.yaml" | in_demo apply --server-side -f -
 	in_demo wait --for=condition=Complete job/install-demo-model --timeout=5m
-	in_demo apply --server-side -f "$manifests/model.yaml"
+	sed "s|@MODEL@|$model|" "$manifests/model.yaml" | in_demo apply --server-side -f -
 }
 
 job_field() { in_demo get inferencejob "$job" -o "jsonpath=$1"; }
@@ -157,7 +166,7 @@ show_result() {
 	job_field 'file {.spec.output.persistentVolumeClaim.path} on the volume of claim {.spec.output.persistentVolumeClaim.claimName} in namespace {.metadata.namespace}
 '
 	cat <<-END
-		all of it: joulecast results $job --namespace $namespace --output jsonll
+		all of it: joulecast results $job --namespace $namespace --output jsonl
 
 		-- what to try next
 		  export PATH=$bin:\$PATH
@@ -170,6 +179,7 @@ show_result() {
 }
 
 choose_cluster
+set_up
 build_images
 trap diagnose EXIT
 provide_images

@@ -15,6 +15,7 @@
 {{- define "joulecast.selectorLabels" -}}
 app.kubernetes.io/name: joulecast-operator
 app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: operator
 {{- end -}}
 
 {{- define "joulecast.labels" -}}

@@ -7,6 +7,7 @@ pub mod compare;
 pub mod cost;
 pub mod drift;
 pub mod fit;
+pub mod plan;
 pub mod predict;
 pub mod prior;
 pub mod refit;

@@ -30,7 +30,7 @@ machine_up() {
         node_daemon "$node" containerd containerd -c "$directory/containerd.toml"
     fi
     retry 150 0.1 containerd_ready "$node" || fail "containerd of $node is not ready: $(tail -n 3 "$logs/$node.containerd.log")"
-    [ -n "$(ctr "$node" images ls -q name==localhost/joulecast/pause:1)" ] || load_image "$node" "$pause_image"
+    [ -n "$(ctr "$node" images ls -q name==localhost/joulecast/pause:1)" ] || load_image "$node" "$pause_image" >/dev/null
 }
 
 # load_image NODE TAR: prints the names; from standard input, because the node may not see every mount of this machine

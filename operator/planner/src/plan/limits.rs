@@ -1,0 +1,391 @@
+//! Limits on sums (device-seconds, energy, accuracy, time): dual prices, repair, and branch and bound.
+//!
+//! The relaxation's prices come coarse to fine, as in `shares`: the means of squares of the plane first, then only the
+//! requests in a band around the borders between candidates. The lower bound is the dual function at the prices, summed
+//! over the whole workload (Fisher, Management Science 27 (1981), 1-18). Which candidates with a setup are opened, and in
+//! small problems which request goes where, is decided by branch and bound.
+
+use super::assignment::{Assignment, Parts};
+use super::core::Core;
+use super::enumerate;
+use super::interior::{self, Relaxed};
+use super::problem::{Ground, ProblemError};
+use super::repair::{Placed, Repair};
+use super::rows::{Priced, Rows, slop};
+use super::tally;
+use super::workload::Node;
+use super::{Answer, Draft, Proof};
+
+/// Up to this many (request, candidate) pairs are taken all at once.
+const SMALL: usize = 200_000;
+/// Nodes of the coarse level.
+const COARSE: usize = 1024;
+/// Share of the requests aimed at within the band.
+const BAND_SHARE: f64 = 0.01;
+/// Gap, as a fraction of the assigned costs' magnitudes, below which no further improvement is looked for.
+const ENOUGH: f64 = 1e-7;
+/// Branches on setups before the search gives up proving.
+const BRANCHES: usize = 5000;
+
+/// Solves a problem with rows. `start` are prices of an earlier plan, by candidate.
+pub(crate) fn solve(
+    ground: &Ground<'_>,
+    rows: &Rows,
+    start: Option<&[f64]>,
+    stop: &dyn Fn() -> bool,
+) -> Result<Answer, ProblemError> {
+    Search { ground, rows, stop }.run(start)
+}
+
+struct Search<'a> {
+    ground: &'a Ground<'a>,
+    rows: &'a Rows,
+    stop: &'a dyn Fn() -> bool,
+}
+
+/// Decisions on setups: Some(true) is open, Some(false) closed.
+type Open = Vec<Option<bool>>;
+
+/// What one set of decisions leads to.
+struct Visited {
+    /// No assignment under these decisions costs less.
+    bound: f64,
+    prices: Vec<f64>,
+    best: Option<Found>,
+    /// Whether `best` is optimal, or nothing exists, under these decisions.
+    settled: bool,
+    branched: bool,
+    /// Requests of each candidate in the best or else the relaxed assignment.
+    counts: Vec<f64>,
+}
+
+struct Found {
+    cost: f64,
+    magnitude: f64,
+    assignment: Assignment,
+    prices: Vec<f64>,
+}
+
+impl Search<'_> {
+    fn run(&self, start: Option<&[f64]>) -> Result<Answer, ProblemError> {
+        let undecided = |k: usize| {
+            let setup = self.ground.candidates[k].setup;
+            (setup.energy.0 == 0.0 && setup.time.0 == 0.0).then_some(true)
+        };
+        let root: Open = (0..self.ground.len()).map(undecided).collect();
+        let setups = root.contains(&None);
+        let mut stack = vec![(root, f64::NEG_INFINITY)];
+        let mut best: Option<Found> = None;
+        let mut root_prices = None;
+        // The least bound of what was left unproved.
+        let mut floor = f64::INFINITY;
+        let (mut branched, mut visits) = (setups, 0);
+        let mut start = start.map(|prices| self.row_prices(prices));
+        while let Some((open, inherited)) = stack.pop() {
+            if best.as_ref().is_some_and(|b| inherited >= b.cost - 1e-13 * b.magnitude) {
+                continue;
+            }
+            visits += 1;
+            if visits > BRANCHES || (visits > 1 && (self.stop)()) {
+                floor = floor.min(inherited);
+                continue;
+            }
+            let visited = self.visit(&open, start.as_deref())?;
+            branched |= visited.branched;
+            let bound = visited.bound.max(inherited);
+            start = (self.ground.workload.len() * self.ground.len() > SMALL).then(|| visited.prices.clone());
+            if root_prices.is_none() {
+                root_prices = Some(visited.prices.clone());
+            }
+            let improves = |found: &Found| best.as_ref().is_none_or(|b| found.cost < b.cost);
+            if let Some(found) = visited.best.filter(improves) {
+                best = Some(found);
+            }
+            if bound == f64::INFINITY || best.as_ref().is_some_and(|b| bound >= b.cost - 1e-13 * b.magnitude) {
+                continue;
+            }
+            let next = (0..open.len()).filter(|k| open[*k].is_none());
+            match next.max_by(|a, b| visited.counts[*a].total_cmp(&visited.counts[*b])) {
+                Some(k) => {
+                    for choice in [false, true] {
+                        let mut open = open.clone();
+                        open[k] = Some(choice);
+                        stack.push((open, bound));
+                    }
+                }
+                None if visited.settled => {}
+                None => floor = floor.min(bound),
+            }
+        }
+        Ok(self.answer(best, floor, branched, root_prices))
+    }
+
+    fn answer(&self, best: Option<Found>, floor: f64, branched: bool, root_prices: Option<Vec<f64>>) -> Answer {
+        let Some(found) = best else {
+            return if floor == f64::INFINITY {
+                Answer::Infeasible(self.reason(root_prices))
+            } else {
+                let lower_bound = floor.is_finite().then_some(floor);
+                let titles = self.titles(root_prices.as_deref());
+                Answer::Undecided {
+                    reason: format!("no assignment was found that keeps {titles}, and no proof that there is none"),
+                    lower_bound,
+                }
+            };
+        };
+        let slack = (found.cost - floor).max(0.0);
+        let slack = if slack <= 1e-13 * found.magnitude { 0.0 } else { slack };
+        let prices = self.candidate_prices(&found.prices);
+        Answer::Planned(Box::new(Draft { assignment: found.assignment, prices, slack, proof: Proof::Bound, branched }))
+    }
+
+    /// Prices by candidate: per request where shares bind, else per device-second.
+    fn candidate_prices(&self, prices: &[f64]) -> Vec<f64> {
+        use super::rows::Measure;
+        let price = |k: usize| {
+            let own = self.rows.of[k].iter().map(|row| match self.rows.list[*row].measure {
+                Measure::Seconds(_) if self.ground.limits.shares => 0.0,
+                Measure::Seconds(_) | Measure::Most(_) => prices[*row],
+                Measure::Least(_) => -prices[*row],
+                Measure::Energy | Measure::Accuracy => 0.0,
+            });
+            own.sum()
+        };
+        (0..self.ground.len()).map(price).collect()
+    }
+
+    fn row_prices(&self, by_candidate: &[f64]) -> Vec<f64> {
+        use super::rows::Measure;
+        let price = |measure: Measure| match measure {
+            Measure::Seconds(k) if !self.ground.limits.shares => by_candidate[k].max(0.0),
+            Measure::Most(k) => by_candidate[k].max(0.0),
+            Measure::Least(k) => (-by_candidate[k]).max(0.0),
+            _ => 0.0,
+        };
+        self.rows.list.iter().map(|row| price(row.measure)).collect()
+    }
+
+    fn titles(&self, prices: Option<&[f64]>) -> String {
+        let worth =
+            |row: usize| prices.map_or(1.0, |p| p[row] * self.rows.list[row].limit.abs().max(f64::MIN_POSITIVE));
+        let most = (0..self.rows.len()).map(worth).fold(0.0, f64::max);
+        let binding = (0..self.rows.len()).filter(|row| most == 0.0 || worth(*row) >= 1e-3 * most);
+        binding.map(|row| self.rows.list[row].title.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
+    fn reason(&self, prices: Option<Vec<f64>>) -> String {
+        format!("no assignment keeps {}: raise a limit, or add a candidate", self.titles(prices.as_deref()))
+    }
+
+    /// Relaxes, rounds and, where small, searches under some decisions on setups.
+    fn visit(&self, open: &Open, start: Option<&[f64]>) -> Result<Visited, ProblemError> {
+        let (ground, rows) = (self.ground, self.rows);
+        let who: Vec<usize> = (0..ground.len()).filter(|k| open[*k] != Some(false)).collect();
+        let paid = |k: &usize| open[*k] == Some(true);
+        let setups: f64 = who.iter().filter(|k| paid(k)).map(|k| ground.setup[*k]).sum();
+        let total = ground.workload.len();
+        // An undecided candidate pays its setup in equal parts over all requests: never more than it would.
+        let surcharge: Vec<f64> = (0..ground.len())
+            .map(|k| if open[k].is_none() { ground.setup[k] / total.max(1) as f64 } else { 0.0 })
+            .collect();
+        let limits: Vec<f64> = rows
+            .list
+            .iter()
+            .map(|row| {
+                row.limit - who.iter().filter(|k| paid(k)).map(|k| row.measure.of_setup(ground, *k)).sum::<f64>()
+            })
+            .collect();
+        let nothing = |prices: Vec<f64>| Visited {
+            bound: f64::INFINITY,
+            prices,
+            best: None,
+            settled: true,
+            branched: false,
+            counts: vec![0.0; ground.len()],
+        };
+        if who.is_empty() && total > 0 {
+            return Ok(nothing(vec![0.0; rows.len()]));
+        }
+        let stage = Stage { search: self, who: &who, surcharge: &surcharge, limits: &limits };
+        let Some((core, relaxed, priced, band)) = stage.relax(start) else {
+            return Ok(Visited { bound: f64::NEG_INFINITY, settled: false, ..nothing(vec![0.0; rows.len()]) });
+        };
+        if relaxed.exceeded
+            && let Some(prices) = stage.refutation()
+        {
+            return Ok(nothing(prices));
+        }
+        let bound = stage.dual_value(&relaxed.prices) + setups;
+        let enough = ENOUGH * stage.worth(&core, &relaxed);
+        let mut placed = Repair::new(&core, rows, &relaxed, &limits, self.stop).run(enough);
+        let (mut settled, mut branched) = (false, false);
+        let decided = open.iter().all(Option::is_some);
+        if decided && core.counts.iter().sum::<u64>() == total as u64 && total as u64 <= enumerate::REQUESTS {
+            let cost = |p: &Placed| p.flow.iter().zip(&core.cost).map(|(n, c)| *n as f64 * c).sum::<f64>();
+            let below = placed.as_ref().map_or(f64::INFINITY, cost);
+            let slops: Vec<f64> = rows.list.iter().map(|row| slop(row.limit)).collect();
+            let searched = enumerate::search(&core, rows, &relaxed.prices, &slops, below, self.stop);
+            placed = searched.best.or(placed);
+            (settled, branched) = (searched.complete, true);
+        }
+        let mut counts = vec![0.0; ground.len()];
+        for (arc, flow) in relaxed.flow.iter().enumerate() {
+            counts[core.who[arc]] += flow;
+        }
+        let best = placed.as_ref().and_then(|placed| stage.found(&core, placed, &relaxed.prices, &priced, band));
+        // What fails its check after a complete search is no proof of anything.
+        settled &= best.is_some() || placed.is_none();
+        Ok(Visited { bound, prices: relaxed.prices, best, settled, branched, counts })
+    }
+}
+
+/// The problem under decisions on setups.
+struct Stage<'a> {
+    search: &'a Search<'a>,
+    who: &'a [usize],
+    surcharge: &'a [f64],
+    limits: &'a [f64],
+}
+
+impl Stage<'_> {
+    fn priced(&self, prices: &[f64]) -> Priced {
+        Priced::new(self.search.ground, self.search.rows, prices, self.who, Some(self.surcharge))
+    }
+
+    /// Prices, the core around them, and its relaxation. None: stopped.
+    fn relax(&self, start: Option<&[f64]>) -> Option<(Core, Relaxed, Priced, f64)> {
+        let Search { ground, rows, stop } = *self.search;
+        let workload = ground.workload;
+        let mut prices = start.map_or(vec![0.0; rows.len()], <[f64]>::to_vec);
+        let mut band = f64::INFINITY;
+        if workload.len() * self.who.len() > SMALL {
+            if start.is_none()
+                && let Some(coarse) = workload.levels().iter().rev().find(|level| level.len() <= COARSE)
+            {
+                prices = self.estimate(coarse, &prices, f64::INFINITY)?;
+            }
+            let width = self.band(workload.cells(), &prices, 4.0 * BAND_SHARE);
+            prices = self.estimate(workload.cells(), &prices, width)?;
+            band = self.band(workload.cells(), &prices, BAND_SHARE);
+        }
+        let mut last = None;
+        for _ in 0..6 {
+            let priced = self.priced(&prices);
+            let core = Core::of_requests(ground, rows, self.limits, self.surcharge, &priced, band);
+            let relaxed = interior::solve(&core, rows, true, stop)?;
+            if band.is_infinite() {
+                return Some((core, relaxed, priced, band));
+            }
+            // Outside the band the prices decided: right if the bound over all requests equals the core's cost.
+            let cost: f64 = core.settled + relaxed.flow.iter().zip(&core.cost).map(|(x, c)| x * c).sum::<f64>();
+            let lost = cost - self.dual_value(&relaxed.prices);
+            prices.clone_from(&relaxed.prices);
+            let good = lost <= 0.5 * ENOUGH * self.worth(&core, &relaxed) && !relaxed.exceeded;
+            last = Some((core, relaxed, priced, band));
+            if good {
+                break;
+            }
+            band *= 1.5;
+        }
+        last
+    }
+
+    fn estimate(&self, nodes: &[Node], start: &[f64], band: f64) -> Option<Vec<f64>> {
+        let Search { ground, rows, stop } = *self.search;
+        let priced = self.priced(start);
+        let core = Core::of_nodes(ground, rows, self.limits, self.surcharge, nodes, &priced, band);
+        interior::solve(&core, rows, true, stop).map(|relaxed| relaxed.prices)
+    }
+
+    /// The distance between the two lowest priced costs that `share` of the requests stay below.
+    fn band(&self, nodes: &[Node], prices: &[f64], share: f64) -> f64 {
+        let priced = self.priced(prices);
+        let mut margins: Vec<(f64, u64)> = nodes
+            .iter()
+            .filter(|node| node.moments.count > 0)
+            .map(|node| {
+                let tokens = node.mean();
+                let (x, y) = (f64::from(tokens.input), f64::from(tokens.output));
+                let (mut least, mut second) = (f64::INFINITY, f64::INFINITY);
+                for surface in &priced.surfaces {
+                    let value = surface.at(x, y);
+                    second = second.min(value.max(least));
+                    least = least.min(value);
+                }
+                (second - least, node.moments.count)
+            })
+            .collect();
+        margins.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
+        let total = share * self.search.ground.workload.len() as f64;
+        let mut within = 0.0;
+        for (margin, count) in margins {
+            within += count as f64;
+            if within > total && margin > 0.0 {
+                return margin;
+            }
+        }
+        f64::INFINITY
+    }
+
+    /// The lower bound that the prices prove for the requests' costs.
+    fn dual_value(&self, prices: &[f64]) -> f64 {
+        let limits: f64 = prices.iter().zip(self.limits).map(|(p, limit)| p * limit).sum();
+        self.priced(prices).least_sum(self.search.ground.workload) - limits
+    }
+
+    /// Prices that prove that no assignment keeps the limits: at them, even the least usage is above what is allowed.
+    fn refutation(&self) -> Option<Vec<f64>> {
+        let Search { ground, rows, stop } = *self.search;
+        let priced = self.priced(&vec![0.0; rows.len()]);
+        let coarse = ground.workload.levels().iter().rev().find(|level| level.len() <= COARSE)?;
+        let all = if ground.workload.len() * self.who.len() <= SMALL {
+            Core::of_requests(ground, rows, self.limits, self.surcharge, &priced, f64::INFINITY)
+        } else {
+            Core::of_nodes(ground, rows, self.limits, self.surcharge, coarse, &priced, f64::INFINITY)
+        };
+        let prices = interior::solve(&all, rows, false, stop)?.prices;
+        let usage = Priced::new(ground, rows, &prices, self.who, None);
+        let allowed: f64 = prices.iter().zip(self.limits).map(|(p, limit)| p * limit).sum();
+        let size: f64 = prices.iter().zip(self.limits).map(|(p, limit)| p * limit.abs()).sum();
+        let corner = ground.workload.extent().1;
+        let reach = usage.surfaces.iter().map(|s| super::classes::magnitude(s, corner)).fold(0.0, f64::max);
+        let noise = 1e-10 * size + 1e-12 * reach * ground.workload.len() as f64;
+        (usage.least_sum(ground.workload) > allowed + noise.min(1e-9 * size + 1e-300)).then_some(prices)
+    }
+
+    /// Sum of the magnitudes of the relaxed assignment's costs, as far as it is cheap to tell.
+    fn worth(&self, core: &Core, relaxed: &Relaxed) -> f64 {
+        core.settled.abs() + relaxed.flow.iter().zip(&core.cost).map(|(x, c)| x * c.abs()).sum::<f64>()
+    }
+
+    /// The assignment of a core, if it keeps the limits when added up from the workload.
+    fn found(&self, core: &Core, placed: &Placed, prices: &[f64], priced: &Priced, band: f64) -> Option<Found> {
+        let Search { ground, rows, .. } = *self.search;
+        let place = |k: usize| priced.who.iter().position(|w| *w == k).unwrap_or(0);
+        let named = (0..core.len()).map(|unit| {
+            let used = core.arcs(unit).filter(|arc| placed.flow[*arc] > 0);
+            (core.tokens[unit], used.map(|arc| (place(core.who[arc]), placed.flow[arc])).collect())
+        });
+        let parts = Parts {
+            surfaces: priced.surfaces.clone(),
+            errors: priced.errors.clone(),
+            band,
+            masks: core.masks.clone(),
+            named: named.collect(),
+            classes: priced.who.iter().map(|k| vec![(*k, 1)]).collect(),
+        };
+        let assignment = Assignment::new(parts, ground.workload);
+        let loads = tally::loads(ground, &assignment);
+        if !rows.kept(&rows.used(ground, &loads)) {
+            return None;
+        }
+        let weighted = |k: usize| ground.candidates[k].accuracy * loads[k].all.tokens() as f64;
+        let cost = |k: usize| {
+            let setup = if loads[k].all.count > 0 { ground.setup[k] } else { 0.0 };
+            ground.energy_weight() * loads[k].energy - ground.accuracy_weight() * weighted(k) + setup
+        };
+        let cost = (0..ground.len()).map(cost).sum();
+        let magnitude = loads.iter().map(|load| load.magnitude).sum::<f64>() + ground.setup.iter().sum::<f64>();
+        Some(Found { cost, magnitude, assignment, prices: prices.to_vec() })
+    }
+}

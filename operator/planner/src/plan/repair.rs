@@ -1,0 +1,281 @@
+//! From fractions to whole requests: rounds a relaxed core, restores the limits at the least priced cost, and then spends
+//! what the limits leave by single and paired moves. Deterministic, and bounded in steps.
+
+use super::core::Core;
+use super::interior::Relaxed;
+use super::rows::{Rows, slop};
+
+/// A whole assignment of a core's units.
+#[derive(Debug, Clone)]
+pub(crate) struct Placed {
+    /// Requests on each arc.
+    pub(crate) flow: Vec<u64>,
+}
+
+/// Rounds of weighting exceeded limits up before giving up.
+const ROUNDS: usize = 400;
+/// Moves of the least priced cost that are tried in pairs.
+const PAIRED: usize = 1000;
+/// Passes over pairs.
+const PASSES: usize = 40;
+
+pub(crate) struct Repair<'a> {
+    core: &'a Core,
+    rows: &'a Rows,
+    /// Cost plus prices times usage, by arc.
+    priced: Vec<f64>,
+    prices: &'a [f64],
+    flow: Vec<u64>,
+    left: Vec<f64>,
+    /// What exceeding a row weighs.
+    weight: Vec<f64>,
+    slops: Vec<f64>,
+    stop: &'a dyn Fn() -> bool,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Move {
+    from: usize,
+    to: usize,
+    /// Change of the priced cost.
+    regret: f64,
+}
+
+impl<'a> Repair<'a> {
+    /// Starts from a relaxed assignment, rounded.
+    pub(crate) fn new(
+        core: &'a Core,
+        rows: &'a Rows,
+        relaxed: &'a Relaxed,
+        limits: &[f64],
+        stop: &'a dyn Fn() -> bool,
+    ) -> Self {
+        let mut flow = vec![0; core.who.len()];
+        for unit in 0..core.len() {
+            let mut given = 0;
+            let mut rest: Vec<(f64, usize)> = vec![];
+            for arc in core.arcs(unit) {
+                let whole = (relaxed.flow[arc] + 1e-6).floor().max(0.0);
+                flow[arc] = (whole as u64).min(core.counts[unit] - given);
+                given += flow[arc];
+                rest.push((whole - relaxed.flow[arc], arc));
+            }
+            rest.sort_by(|a, b| a.0.total_cmp(&b.0));
+            for (_, arc) in rest.iter().cycle().take((core.counts[unit] - given) as usize) {
+                flow[*arc] += 1;
+            }
+        }
+        let mut left = core.left.clone();
+        let mut scale = vec![0.0; rows.len()];
+        for arc in 0..flow.len() {
+            for (row, usage) in core.uses(rows, arc) {
+                left[row] -= usage * flow[arc] as f64;
+                scale[row] += usage.abs();
+            }
+        }
+        let priced = (0..flow.len())
+            .map(|arc| core.cost[arc] + core.uses(rows, arc).map(|(r, u)| u * relaxed.prices[r]).sum::<f64>());
+        Self {
+            core,
+            rows,
+            priced: priced.collect(),
+            prices: &relaxed.prices,
+            flow,
+            left,
+            weight: scale.iter().map(|s| if *s > 0.0 { 1.0 / s } else { 1.0 }).collect(),
+            // What is left is a difference of sums of the size of the limits.
+            slops: limits.iter().map(|limit| slop(*limit)).collect(),
+            stop,
+        }
+    }
+
+    /// Restores the limits and improves; None where the limits could not be restored.
+    pub(crate) fn run(mut self, enough: f64) -> Option<Placed> {
+        for _ in 0..ROUNDS {
+            if self.restore() {
+                self.improve(enough);
+                return Some(Placed { flow: self.flow });
+            }
+            if (self.stop)() {
+                return None;
+            }
+            // Stuck: what is exceeded weighs more from now on.
+            for row in 0..self.left.len() {
+                if self.left[row] < -self.slops[row] {
+                    self.weight[row] *= 1.6;
+                }
+            }
+        }
+        None
+    }
+
+    fn unit_moves(&self, unit: usize) -> impl Iterator<Item = Move> {
+        let arcs = self.core.arcs(unit);
+        let sources = arcs.clone().filter(|from| self.flow[*from] > 0);
+        sources.flat_map(move |from| {
+            let others = arcs.clone().filter(move |to| *to != from);
+            others.map(move |to| Move { from, to, regret: self.priced[to] - self.priced[from] })
+        })
+    }
+
+    /// Applies one request's moves to the rows and tells the change in weighted excess; the same with `back` undoes it.
+    fn shift(&self, left: &mut [f64], step: Move, back: bool) -> f64 {
+        let sign = if back { -1.0 } else { 1.0 };
+        let mut change = 0.0;
+        for (arc, sign) in [(step.from, sign), (step.to, -sign)] {
+            for (row, usage) in self.core.uses(self.rows, arc) {
+                let before = (-left[row] - self.slops[row]).max(0.0);
+                left[row] += sign * usage;
+                change += self.weight[row] * ((-left[row] - self.slops[row]).max(0.0) - before);
+            }
+        }
+        change
+    }
+
+    fn exceeded(&self) -> bool {
+        self.left.iter().zip(&self.slops).any(|(left, slop)| *left < -slop)
+    }
+
+    fn apply(&mut self, step: Move) {
+        let mut left = std::mem::take(&mut self.left);
+        self.shift(&mut left, step, false);
+        self.left = left;
+        self.flow[step.from] -= 1;
+        self.flow[step.to] += 1;
+    }
+
+    /// Moves requests until no limit is exceeded; false where neither one nor two moves lessen the excess.
+    fn restore(&mut self) -> bool {
+        let mut left = self.left.clone();
+        while self.exceeded() {
+            if (self.stop)() {
+                return false;
+            }
+            let mut best: Option<(f64, Move)> = None;
+            for unit in 0..self.core.len() {
+                for step in self.unit_moves(unit) {
+                    let change = self.shift(&mut left, step, false);
+                    left.clone_from_slice(&self.left);
+                    if change < -1e-15 {
+                        let rate = (step.regret.max(0.0) + 1e-12) / -change;
+                        if best.as_ref().is_none_or(|(least, _)| rate < *least) {
+                            best = Some((rate, step));
+                        }
+                    }
+                }
+            }
+            if let Some((_, step)) = best {
+                self.apply(step);
+            } else if !self.restore_by_pair() {
+                return false;
+            }
+            left.clone_from_slice(&self.left);
+        }
+        true
+    }
+
+    fn restore_by_pair(&mut self) -> bool {
+        let mut left = self.left.clone();
+        let mut moves: Vec<Move> = (0..self.core.len()).flat_map(|unit| self.unit_moves(unit)).collect();
+        moves.sort_by(|a, b| a.regret.total_cmp(&b.regret));
+        let relieves = |step: &Move| {
+            self.core.uses(self.rows, step.from).any(|(row, usage)| usage > 0.0 && self.left[row] < -self.slops[row])
+                || self
+                    .core
+                    .uses(self.rows, step.to)
+                    .any(|(row, usage)| usage < 0.0 && self.left[row] < -self.slops[row])
+        };
+        let firsts: Vec<Move> = moves.iter().filter(|m| relieves(m)).take(4 * PAIRED).copied().collect();
+        for first in firsts {
+            let change = self.shift(&mut left, first, false);
+            for second in moves.iter().take(8 * PAIRED) {
+                if second.from == first.from && self.flow[first.from] < 2 {
+                    continue;
+                }
+                let total = change + self.shift(&mut left, *second, false);
+                self.shift(&mut left, *second, true);
+                if total < -1e-15 {
+                    self.apply(first);
+                    self.apply(*second);
+                    return true;
+                }
+            }
+            left.clone_from_slice(&self.left);
+            if (self.stop)() {
+                return false;
+            }
+        }
+        false
+    }
+
+    /// What the assignment could still gain: regret of the moves made, and what is left at its price.
+    fn gap(&self) -> f64 {
+        let mut regret = 0.0;
+        for unit in 0..self.core.len() {
+            let arcs = self.core.arcs(unit);
+            let least = arcs.clone().map(|arc| self.priced[arc]).fold(f64::INFINITY, f64::min);
+            regret += arcs.map(|arc| (self.priced[arc] - least) * self.flow[arc] as f64).sum::<f64>();
+        }
+        regret + self.left.iter().zip(self.prices).map(|(left, price)| left.max(0.0) * price).sum::<f64>()
+    }
+
+    /// Lowers the cost within the limits, until less than `enough` could be gained.
+    fn improve(&mut self, enough: f64) {
+        for _ in 0..PASSES {
+            let gap = self.gap();
+            if gap <= enough || (self.stop)() {
+                return;
+            }
+            let mut moves: Vec<Move> = (0..self.core.len()).flat_map(|unit| self.unit_moves(unit)).collect();
+            moves.retain(|step| step.regret <= gap);
+            moves.sort_by(|a, b| a.regret.total_cmp(&b.regret));
+            let mut improved = false;
+            for step in &moves {
+                improved |= self.try_moves(&[*step]);
+            }
+            moves.truncate(PAIRED);
+            for (i, first) in moves.iter().enumerate() {
+                for second in &moves[..i] {
+                    // Sorted: both regrets are paid from the same gap.
+                    if first.regret + second.regret > gap {
+                        break;
+                    }
+                    if self.try_moves(&[*first, *second]) {
+                        improved = true;
+                        break;
+                    }
+                }
+            }
+            if !improved {
+                return;
+            }
+        }
+    }
+
+    /// Makes the moves if they lower the cost and keep the limits.
+    fn try_moves(&mut self, moves: &[Move]) -> bool {
+        let gain: f64 = moves.iter().map(|m| self.core.cost[m.to] - self.core.cost[m.from]).sum();
+        let size: f64 = moves.iter().map(|m| self.core.cost[m.to].abs() + self.core.cost[m.from].abs()).sum();
+        if gain >= -1e-13 * size {
+            return false;
+        }
+        for (done, step) in moves.iter().enumerate() {
+            if self.flow[step.from] == 0 {
+                self.undo(&moves[..done]);
+                return false;
+            }
+            self.apply(*step);
+        }
+        if self.exceeded() {
+            self.undo(moves);
+            return false;
+        }
+        true
+    }
+
+    fn undo(&mut self, moves: &[Move]) {
+        for step in moves.iter().rev() {
+            self.apply(Move { from: step.to, to: step.from, regret: -step.regret });
+        }
+    }
+}

@@ -1,0 +1,5 @@
+//! Plans of small workloads against every possible assignment.
+
+mod cases;
+mod limits;
+mod shares;

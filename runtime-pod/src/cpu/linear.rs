@@ -1,0 +1,435 @@
+//! Products of activations with weight matrices, from one row (decoding) to hundreds (prefill).
+//!
+//! Both operands are contiguous along the inner dimension, so an output is a dot product, and a tile of
+//! [`TILE_ROWS`] weight rows by up to [`TILE_TOKENS`] activation rows stays in registers. Weights are read once for each
+//! [`TILE_TOKENS`] activation rows, from memory the first time and from the second-level cache after that.
+//! 16-bit weights are widened as they are loaded; sums are f32.
+
+use half::{bf16, f16};
+
+use super::simd::{Kernel, Simd, exp};
+use super::{Kernels, Shared};
+
+/// Weight rows of one register tile.
+const TILE_ROWS: usize = 4;
+/// Activation rows of one register tile, at most.
+const TILE_TOKENS: usize = 6;
+/// Weight rows of one task, at most.
+const TASK_ROWS: usize = 64;
+
+/// A weight matrix, row-major.
+#[derive(Debug, Clone, Copy)]
+pub enum Matrix<'a> {
+    /// binary32.
+    F32(&'a [f32]),
+    /// binary16.
+    F16(&'a [f16]),
+    /// bfloat16.
+    Bf16(&'a [bf16]),
+}
+
+impl Matrix<'_> {
+    /// Number of weights.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::F32(w) => w.len(),
+            Self::F16(w) => w.len(),
+            Self::Bf16(w) => w.len(),
+        }
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    fn value_bytes(&self) -> usize {
+        match self {
+            Self::F32(_) => 4,
+            Self::F16(_) | Self::Bf16(_) => 2,
+        }
+    }
+}
+
+/// What becomes of a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// It replaces the output.
+    Store,
+    /// It is added to the output, as in a residual connection.
+    Add,
+    /// The first half of the weight rows gives a gate g, the second half u: the output is g * sigmoid(g) * u.
+    SwiGlu,
+}
+
+impl Kernels {
+    /// `out` = (or `+=`) `x` times the transpose of `weights`, plus `bias`.
+    ///
+    /// `x` has rows of `inner` values; `weights` has rows of `inner` weights; `bias`, if any, one value for each weight
+    /// row; `out` one row for each of `x`, as wide as `weights` has rows (half of that with [`Then::SwiGlu`]).
+    ///
+    /// # Panics
+    /// When the lengths do not fit together: a bug of the caller, who has checked the model's shapes.
+    pub fn linear(
+        &self,
+        x: &[f32],
+        inner: usize,
+        weights: Matrix<'_>,
+        bias: Option<&[f32]>,
+        then: Then,
+        out: &mut [f32],
+    ) {
+        let (tokens, rows) = (x.len() / inner, weights.len() / inner);
+        let columns = if then == Then::SwiGlu { rows / 2 } else { rows };
+        assert_eq!((x.len(), weights.len()), (tokens * inner, rows * inner), "ragged operands");
+        assert_eq!(out.len(), tokens * columns, "output of another shape");
+        assert!(bias.is_none_or(|b| b.len() == rows), "bias of another length");
+        assert!(then != Then::SwiGlu || rows.is_multiple_of(2), "a gate without its other half");
+
+        let halves = if then == Then::SwiGlu { 2 } else { 1 };
+        let cache_bytes = if tokens > 2 * TILE_TOKENS { 256 << 10 } else { 64 << 10 };
+        let fitting = cache_bytes / (inner * weights.value_bytes() * halves);
+        // So many tasks that a thread which comes late or loses its CPU leaves little over.
+        let balanced = columns / (16 * self.pool.threads());
+        let per_task = (fitting.min(balanced).min(TASK_ROWS) / TILE_ROWS * TILE_ROWS).max(TILE_ROWS);
+        let shared = Shared::new(out);
+        self.pool.run(columns.div_ceil(per_task), &|task| {
+            let first = task * per_task;
+            let count = per_task.min(columns - first);
+            let common = Part { x, inner, tokens, bias, then, out: shared, columns, first, count };
+            match weights {
+                Matrix::F32(w) => self.isa.run(Task { part: common, weights: w }),
+                Matrix::F16(w) => self.isa.run(Task { part: common, weights: w }),
+                Matrix::Bf16(w) => self.isa.run(Task { part: common, weights: w }),
+            }
+        });
+    }
+}
+
+/// The outputs `first .. first + count` of every activation row.
+struct Part<'a> {
+    x: &'a [f32],
+    inner: usize,
+    tokens: usize,
+    bias: Option<&'a [f32]>,
+    then: Then,
+    out: Shared<f32>,
+    columns: usize,
+    first: usize,
+    count: usize,
+}
+
+/// A stored weight, and how a vector of them is widened.
+trait Stored: Copy {
+    fn widen(self) -> f32;
+    /// # Safety
+    /// As for [`Simd`].
+    unsafe fn load<S: Simd>(from: *const Self) -> S::V;
+}
+
+impl Stored for f32 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const f32) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::load(from) }
+    }
+}
+
+impl Stored for f16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const f16) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::load_f16(from) }
+    }
+}
+
+impl Stored for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    #[inline(always)]
+    unsafe fn load<S: Simd>(from: *const bf16) -> S::V {
+        // SAFETY: the caller's promise.
+        unsafe { S::load_bf16(from) }
+    }
+}
+
+struct Task<'a, W> {
+    part: Part<'a>,
+    weights: &'a [W],
+}
+
+/// Products of one task's weight rows with one tile of activation rows.
+type Block = [[f32; TASK_ROWS]; TILE_TOKENS];
+
+impl<W: Stored> Kernel for Task<'_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Part { x, inner, tokens, bias, then, out, columns, first, count } = self.part;
+        let mut product: Block = [[0.0; TASK_ROWS]; TILE_TOKENS];
+        let mut other: Block = [[0.0; TASK_ROWS]; TILE_TOKENS];
+        let mut token = 0;
+        while token < tokens {
+            let height = TILE_TOKENS.min(tokens - token);
+            let tile = &x[token * inner..][..height * inner];
+            // SAFETY: the instructions are there by this function's contract, and the slices are of whole rows.
+            unsafe {
+                block::<S, W>(&self.weights[first * inner..][..count * inner], tile, inner, &mut product);
+                if then == Then::SwiGlu {
+                    block::<S, W>(&self.weights[(columns + first) * inner..][..count * inner], tile, inner, &mut other);
+                }
+            }
+            for t in 0..height {
+                let (product, other) = (&mut product[t], &mut other[t]);
+                if let Some(bias) = bias {
+                    add(&mut product[..count], &bias[first..]);
+                    if then == Then::SwiGlu {
+                        add(&mut other[..count], &bias[columns + first..]);
+                    }
+                }
+                // SAFETY: this task alone writes these columns, and each lies within its row of `out`.
+                let to = unsafe { std::slice::from_raw_parts_mut(out.at((token + t) * columns + first), count) };
+                match then {
+                    Then::Store => to.copy_from_slice(&product[..count]),
+                    Then::Add => add(to, &product[..count]),
+                    Then::SwiGlu => {
+                        // SAFETY: the instructions are there by this function's contract.
+                        unsafe { gate::<S>(product, other, count) };
+                        to.copy_from_slice(&product[..count]);
+                    }
+                }
+            }
+            token += height;
+        }
+    }
+}
+
+#[inline(always)]
+fn add(to: &mut [f32], what: &[f32]) {
+    for (to, what) in to.iter_mut().zip(what) {
+        *to += what;
+    }
+}
+
+/// g * sigmoid(g) * u for the first `count` values, in whole vectors.
+///
+/// # Safety
+/// As for [`Simd`].
+#[inline(always)]
+unsafe fn gate<S: Simd>(g: &mut [f32; TASK_ROWS], u: &[f32; TASK_ROWS], count: usize) {
+    let mut i = 0;
+    while i < count {
+        // SAFETY: TASK_ROWS is a multiple of LANES, so a vector that begins below `count` ends within the array.
+        unsafe {
+            let value = S::load(g.as_ptr().add(i));
+            let one = S::splat(1.0);
+            let sigmoid = S::div(one, S::add(one, exp::<S>(S::mul(value, S::splat(-1.0)))));
+            S::store(S::mul(S::mul(value, sigmoid), S::load(u.as_ptr().add(i))), g.as_mut_ptr().add(i));
+        }
+        i += S::LANES;
+    }
+}
+
+/// `into[t][r]` = activation row `t` of `x` times weight row `r`.
+///
+/// # Safety
+/// As for [`Simd`]; `weights` and `x` hold whole rows, `x` at most [`TILE_TOKENS`], `weights` at most [`TASK_ROWS`].
+#[inline(always)]
+unsafe fn block<S: Simd, W: Stored>(weights: &[W], x: &[f32], inner: usize, into: &mut Block) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match x.len() / inner {
+            1 => strip::<S, W, 1>(weights, x, inner, into),
+            2 => strip::<S, W, 2>(weights, x, inner, into),
+            3 => strip::<S, W, 3>(weights, x, inner, into),
+            4 => strip::<S, W, 4>(weights, x, inner, into),
+            5 => strip::<S, W, 5>(weights, x, inner, into),
+            _ => strip::<S, W, 6>(weights, x, inner, into),
+        }
+    }
+}
+
+/// [`block`] for `T` activation rows.
+///
+/// # Safety
+/// As for [`block`].
+#[inline(always)]
+unsafe fn strip<S: Simd, W: Stored, const T: usize>(weights: &[W], x: &[f32], inner: usize, into: &mut Block) {
+    let rows = weights.len() / inner;
+    let mut row = 0;
+    // SAFETY: the rows that a tile reads lie within the slices.
+    unsafe {
+        while row + TILE_ROWS <= rows {
+            let sums = tile::<S, W, TILE_ROWS, T>(weights.as_ptr().add(row * inner), x.as_ptr(), inner);
+            for t in 0..T {
+                into[t][row..row + TILE_ROWS].copy_from_slice(&sums[t]);
+            }
+            row += TILE_ROWS;
+        }
+        while row < rows {
+            let sums = tile::<S, W, 1, T>(weights.as_ptr().add(row * inner), x.as_ptr(), inner);
+            for t in 0..T {
+                into[t][row] = sums[t][0];
+            }
+            row += 1;
+        }
+    }
+}
+
+/// Dot products of `R` (at most 4) weight rows with `T` activation rows. Each is summed in the same order for any `R` and `T`.
+///
+/// # Safety
+/// As for [`Simd`]; `w` and `x` point to `R` and `T` rows of `inner` values.
+#[inline(always)]
+unsafe fn tile<S: Simd, W: Stored, const R: usize, const T: usize>(
+    w: *const W,
+    x: *const f32,
+    inner: usize,
+) -> [[f32; TILE_ROWS]; T] {
+    // SAFETY: all reads are within the rows: whole vectors up to `whole`, then single values.
+    unsafe {
+        let zero = S::splat(0.0);
+        let mut acc = [[zero; TILE_ROWS]; T];
+        let whole = inner / S::LANES * S::LANES;
+        let mut i = 0;
+        while i < whole {
+            let mut wide = [zero; R];
+            for r in 0..R {
+                wide[r] = W::load::<S>(w.add(r * inner + i));
+            }
+            for t in 0..T {
+                let xv = S::load(x.add(t * inner + i));
+                for r in 0..R {
+                    acc[t][r] = S::fma(wide[r], xv, acc[t][r]);
+                }
+            }
+            i += S::LANES;
+        }
+        if whole < inner {
+            let mut wide = [zero; R];
+            for r in 0..R {
+                let mut rest = [0.0f32; 16];
+                for (j, rest) in rest.iter_mut().enumerate().take(inner - whole) {
+                    *rest = (*w.add(r * inner + whole + j)).widen();
+                }
+                wide[r] = S::load(rest.as_ptr());
+            }
+            for t in 0..T {
+                let mut rest = [0.0f32; 16];
+                std::ptr::copy_nonoverlapping(x.add(t * inner + whole), rest.as_mut_ptr(), inner - whole);
+                let xv = S::load(rest.as_ptr());
+                for r in 0..R {
+                    acc[t][r] = S::fma(wide[r], xv, acc[t][r]);
+                }
+            }
+        }
+        let mut sums = [[0.0; TILE_ROWS]; T];
+        for t in 0..T {
+            sums[t] = S::sum4(acc[t]);
+        }
+        sums
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cpu::{Isa, Pool};
+
+    fn noise(count: usize, seed: u64) -> Vec<f32> {
+        let mut state = seed;
+        (0..count)
+            .map(|_| {
+                state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                (state >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    fn reference(x: &[f32], inner: usize, w: &[f32], bias: &[f32], then: Then, out: &mut [f32]) {
+        let (tokens, rows) = (x.len() / inner, w.len() / inner);
+        let dot = |t: usize, r: usize| {
+            let products = (0..inner).map(|i| f64::from(x[t * inner + i]) * f64::from(w[r * inner + i]));
+            products.sum::<f64>() + f64::from(bias[r])
+        };
+        let columns = out.len() / tokens;
+        for t in 0..tokens {
+            for r in 0..columns {
+                let at = t * columns + r;
+                match then {
+                    Then::Store => out[at] = dot(t, r) as f32,
+                    Then::Add => out[at] += dot(t, r) as f32,
+                    Then::SwiGlu => {
+                        let g = dot(t, r);
+                        out[at] = (g / (1.0 + (-g).exp()) * dot(t, r + rows / 2)) as f32;
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn products_equal_the_plain_sum_for_all_shapes_and_types() {
+        for isa in Isa::all() {
+            let kernels = Kernels { pool: Pool::new(2), isa };
+            for (tokens, inner, rows) in
+                [(1, 64, 96), (1, 17, 5 * 2), (3, 33, 14), (7, 48, 130), (13, 100, 8), (2, 1, 2)]
+            {
+                let x = noise(tokens * inner, 1);
+                let bias = noise(rows, 3);
+                let f16s: Vec<f16> = noise(rows * inner, 2).into_iter().map(f16::from_f32).collect();
+                let bf16s: Vec<bf16> = noise(rows * inner, 2).into_iter().map(bf16::from_f32).collect();
+                let f32s = noise(rows * inner, 2);
+                let widened16: Vec<f32> = f16s.iter().map(|v| v.to_f32()).collect();
+                let widenedb16: Vec<f32> = bf16s.iter().map(|v| v.to_f32()).collect();
+                let matrices = [
+                    (Matrix::F32(&f32s), &f32s),
+                    (Matrix::F16(&f16s), &widened16),
+                    (Matrix::Bf16(&bf16s), &widenedb16),
+                ];
+                for (matrix, plain) in matrices {
+                    for then in [Then::Store, Then::Add, Then::SwiGlu] {
+                        let columns = if then == Then::SwiGlu { rows / 2 } else { rows };
+                        let mut got = noise(tokens * columns, 4);
+                        let mut want = got.clone();
+                        kernels.linear(&x, inner, matrix, Some(&bias), then, &mut got);
+                        reference(&x, inner, plain, &bias, then, &mut want);
+                        for (i, (g, w)) in got.iter().zip(&want).enumerate() {
+                            let close = (g - w).abs() <= 2e-5 * (1.0 + w.abs());
+                            assert!(close, "{isa} {tokens}x{inner}x{rows} {then:?} at {i}: {g}, not {w}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_is_the_same_to_the_bit_whatever_its_neighbours_and_threads() {
+        let (inner, rows) = (80, 37);
+        let x = noise(14 * inner, 1);
+        let w = noise(rows * inner, 2);
+        for isa in Isa::all() {
+            let mut all = vec![0.0; 14 * rows];
+            Kernels { pool: Pool::new(3), isa }.linear(&x, inner, Matrix::F32(&w), None, Then::Store, &mut all);
+            for t in 0..14 {
+                let mut alone = vec![0.0; rows];
+                let x = &x[t * inner..][..inner];
+                Kernels { pool: Pool::new(1), isa }.linear(x, inner, Matrix::F32(&w), None, Then::Store, &mut alone);
+                let bits = |v: &[f32]| v.iter().map(|v| v.to_bits()).collect::<Vec<_>>();
+                assert_eq!(bits(&all[t * rows..][..rows]), bits(&alone), "{isa}, row {t}");
+            }
+        }
+    }
+}

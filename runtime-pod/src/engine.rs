@@ -1,0 +1,320 @@
+//! What an engine is to this crate: one loaded model on one provider, behind a small synchronous trait.
+//!
+//! Invariant: an engine is chosen by name and never replaced by another. What this build or this
+//! machine cannot do is refused by name, with the way out, because the joules of a run are booked
+//! on the engine and provider that were asked for.
+
+#[cfg(feature = "candle")]
+mod candle;
+pub mod config;
+pub mod weights;
+
+use std::fmt;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use serde::{Deserialize, Serialize};
+
+/// The engines that a run can name. Every build knows all names; what it holds is another matter ([`available`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
+pub enum EngineName {
+    /// candle tensors with this crate's CPU kernels; safetensors.
+    Candle,
+    /// ONNX Runtime.
+    Onnx,
+    /// OpenVINO on IR or ONNX.
+    Openvino,
+    /// libtorch, eager.
+    Torch,
+    /// libtorch, a TorchScript module.
+    Torchscript,
+    /// llama.cpp; GGUF.
+    Llamacpp,
+}
+
+impl EngineName {
+    /// All names, in the order in which help texts list them.
+    pub const ALL: [Self; 6] =
+        [Self::Candle, Self::Onnx, Self::Openvino, Self::Torch, Self::Torchscript, Self::Llamacpp];
+
+    /// The name as manifests, command lines and reports write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Candle => "candle",
+            Self::Onnx => "onnx",
+            Self::Openvino => "openvino",
+            Self::Torch => "torch",
+            Self::Torchscript => "torchscript",
+            Self::Llamacpp => "llamacpp",
+        }
+    }
+}
+
+impl fmt::Display for EngineName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for EngineName {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        Self::ALL.into_iter().find(|e| e.as_str() == s).ok_or_else(|| {
+            let known = Self::ALL.map(Self::as_str).join(", ");
+            format!("unknown engine {s:?}; known engines: {known}")
+        })
+    }
+}
+
+/// What executes the engine's kernels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
+pub enum Provider {
+    /// The host's processor.
+    Cpu,
+    /// An NVIDIA GPU.
+    Cuda,
+    /// OpenVINO inside ONNX Runtime.
+    Openvino,
+}
+
+impl Provider {
+    /// The name as manifests, command lines and reports write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+            Self::Openvino => "openvino",
+        }
+    }
+}
+
+impl fmt::Display for Provider {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+impl FromStr for Provider {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        match s {
+            "cpu" => Ok(Self::Cpu),
+            "cuda" => Ok(Self::Cuda),
+            "openvino" => Ok(Self::Openvino),
+            _ => Err(format!("unknown provider {s:?}; known providers: cpu, cuda, openvino")),
+        }
+    }
+}
+
+/// The type in which weights lie in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lowercase")]
+pub enum Dtype {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16: the upper half of binary32.
+    Bf16,
+}
+
+impl Dtype {
+    /// The name as manifests, command lines and reports write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// Bytes of one value.
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+        }
+    }
+}
+
+impl fmt::Display for Dtype {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.as_str())
+    }
+}
+
+/// What a loaded engine says of itself. Constant for its life.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct EngineInfo {
+    /// The engine's name.
+    pub engine: EngineName,
+    /// Version of the library behind it.
+    pub engine_version: String,
+    /// Where it computes.
+    pub provider: Provider,
+    /// Type of the weights in memory.
+    pub dtype: Dtype,
+    /// Architecture as the model's config names it, such as `llama`.
+    pub architecture: String,
+    /// Number of weights; a tied output layer counts once.
+    pub parameters: u64,
+    /// Rows of the output layer: the length of one sequence's logits.
+    pub vocab_size: usize,
+    /// Tokens (prompt and output together) that one slot can hold.
+    pub context_length: usize,
+    /// Sequences that can be decoded together.
+    pub slots: usize,
+    /// Threads that compute.
+    pub threads: usize,
+    /// Bytes of the weights in memory.
+    pub weight_bytes: u64,
+    /// Bytes that one token of one sequence takes in the KV cache.
+    pub kv_bytes_per_token: u64,
+    /// Which vector instructions the kernels use, such as `avx512`; `None` where the library does not tell.
+    pub isa: Option<String>,
+}
+
+/// Why an engine could not be loaded or could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// This build lacks the engine.
+    #[error(
+        "engine `{engine}` is not in this build (it has: {has}); \
+         build with `cargo build --release --bin joulecast-runtime --features {engine}`, use an image that holds it, or choose another engine"
+    )]
+    NotInBuild {
+        /// The engine that was asked for.
+        engine: EngineName,
+        /// The engines of this build, comma-separated.
+        has: String,
+    },
+    /// This release has no such engine yet, in any build.
+    #[error("engine `{engine}` is not implemented in this release (it has: {has}); choose one of those with --engine")]
+    NotImplemented {
+        /// The engine that was asked for.
+        engine: EngineName,
+        /// The engines of this build, comma-separated.
+        has: String,
+    },
+    /// The engine is there, but not on this provider.
+    #[error(
+        "engine `{engine}` of this build does not run on provider `{provider}` (it runs on: {has}); choose one of those with --provider"
+    )]
+    NoProvider {
+        /// The engine that was asked for.
+        engine: EngineName,
+        /// The provider that was asked for.
+        provider: Provider,
+        /// The providers that it has, comma-separated.
+        has: &'static str,
+    },
+    /// A file of the model is missing, corrupt, or not what the engine can run. Trying again does not help.
+    #[error("{}: {problem}", path.display())]
+    Model {
+        /// The file or directory at fault.
+        path: PathBuf,
+        /// What is wrong and, where there is one, the way out.
+        problem: String,
+    },
+    /// An option is out of range or does not fit the model or the machine.
+    #[error("{option}: {problem}")]
+    Option {
+        /// The option as the command line writes it, such as `--batch`.
+        option: &'static str,
+        /// What is wrong and the way out.
+        problem: String,
+    },
+    /// A call broke the trait's contract (slot or token out of range, context exceeded). A bug of the caller.
+    #[error("engine called wrongly: {0}")]
+    Misuse(String),
+    /// The library behind the engine failed while computing.
+    #[error("engine failed while computing: {0}")]
+    Compute(String),
+}
+
+/// Everything that decides which engine is loaded and how.
+#[derive(Debug, Clone)]
+pub struct LoadOptions {
+    /// Directory with `config.json` and the weights.
+    pub model_dir: PathBuf,
+    /// The engine.
+    pub engine: EngineName,
+    /// Where it computes.
+    pub provider: Provider,
+    /// Slots: how many sequences can be in flight. At least 1.
+    pub batch: usize,
+    /// Compute threads; `None` takes what this process may use (see [`crate::threads`]).
+    pub threads: Option<usize>,
+    /// Tokens that one slot must hold; `None` takes the model's own limit, at most [`DEFAULT_MAX_CONTEXT`].
+    pub max_context: Option<usize>,
+    /// Type of the weights in memory; `None` keeps that of the files.
+    pub dtype: Option<Dtype>,
+}
+
+impl LoadOptions {
+    /// Options with one slot and every other choice left to its default.
+    pub fn new(model_dir: impl Into<PathBuf>, engine: EngineName, provider: Provider) -> Self {
+        Self { model_dir: model_dir.into(), engine, provider, batch: 1, threads: None, max_context: None, dtype: None }
+    }
+}
+
+/// Context given to a slot when none is asked for: models that claim 128k tokens would reserve more memory than a node has.
+pub const DEFAULT_MAX_CONTEXT: usize = 8192;
+
+/// One loaded model on one provider.
+///
+/// A slot holds one sequence's KV cache. It is empty at first and after [`Engine::release`].
+/// `prefill` and `decode` append to it, and a slot's content never depends on its neighbours.
+pub trait Engine: Send {
+    /// What this engine is.
+    fn info(&self) -> &EngineInfo;
+
+    /// Appends `tokens` (at least one) to `slot`. With `logits` (length `vocab_size`), writes the
+    /// logits after the last of them; without, as for all but the last chunk of a prompt, leaves out that work.
+    fn prefill(&mut self, slot: usize, tokens: &[u32], logits: Option<&mut [f32]>) -> Result<(), EngineError>;
+
+    /// Appends one token to each slot named (each slot once at most) and writes the logits after it,
+    /// row by row in the order of `batch`: `logits` has length `batch.len() * vocab_size`.
+    fn decode(&mut self, batch: &[SlotToken], logits: &mut [f32]) -> Result<(), EngineError>;
+
+    /// Empties a slot.
+    fn release(&mut self, slot: usize);
+}
+
+/// One sequence's next token in a decode step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SlotToken {
+    /// The sequence's slot.
+    pub slot: usize,
+    /// The token to append.
+    pub token: u32,
+}
+
+/// The engines that this build holds.
+pub fn available() -> Vec<EngineName> {
+    let mut names = Vec::new();
+    if cfg!(feature = "candle") {
+        names.push(EngineName::Candle);
+    }
+    names
+}
+
+/// Loads a model into the engine that `options` name, or says why that one cannot be had.
+pub fn load(options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
+    let has = || match available().iter().map(|e| e.as_str()).collect::<Vec<_>>().join(", ") {
+        none if none.is_empty() => "none".to_owned(),
+        list => list,
+    };
+    match options.engine {
+        #[cfg(feature = "candle")]
+        EngineName::Candle => Ok(Box::new(candle::CandleEngine::load(options)?)),
+        #[cfg(not(feature = "candle"))]
+        engine @ EngineName::Candle => Err(EngineError::NotInBuild { engine, has: has() }),
+        engine => Err(EngineError::NotImplemented { engine, has: has() }),
+    }
+}

@@ -1,0 +1,305 @@
+//! Safetensors files, checked before anything is allocated, and read straight to where the weights stay.
+//!
+//! Weights are read, not mapped: the copy lies in memory of the process's own, on huge pages where the kernel
+//! gives them, a file that is changed or cut while a job runs cannot harm it, and decoding reads all of it for
+//! every token anyway. Peak memory is the weights themselves.
+
+use std::collections::{BTreeSet, HashMap};
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+
+use half::{bf16, f16};
+use safetensors::tensor::Metadata;
+use serde_json::Value;
+
+use super::{Dtype, EngineError};
+
+/// Largest safetensors header that is read, in bytes; the format's own limit.
+const MAX_HEADER_BYTES: u64 = 100_000_000;
+/// Largest index file that is read, in bytes.
+const MAX_INDEX_BYTES: u64 = 64 << 20;
+/// Values converted at once when file and memory differ in type.
+const CONVERT_CHUNK: usize = 64 << 10;
+
+/// Weights of one matrix or vector, in the type in which they lie in memory.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Values {
+    /// binary32.
+    F32(Vec<f32>),
+    /// binary16.
+    F16(Vec<f16>),
+    /// bfloat16.
+    Bf16(Vec<bf16>),
+}
+
+/// Where one tensor lies.
+#[derive(Debug, Clone)]
+struct Entry {
+    shard: usize,
+    dtype: Dtype,
+    shape: Vec<usize>,
+    offset: u64,
+}
+
+/// The weight files of one model.
+pub struct Checkpoint {
+    dir: PathBuf,
+    shards: Vec<(PathBuf, File)>,
+    entries: HashMap<String, Entry>,
+    unused: BTreeSet<String>,
+}
+
+impl Checkpoint {
+    /// Opens `model.safetensors`, or the files that `model.safetensors.index.json` names, and checks their headers
+    /// and lengths.
+    pub fn open(dir: &Path) -> Result<Self, EngineError> {
+        let index = dir.join("model.safetensors.index.json");
+        let (names, placed) = if index.exists() {
+            let map = read_index(&index)?;
+            (map.values().cloned().collect::<BTreeSet<_>>(), Some(map))
+        } else {
+            (BTreeSet::from(["model.safetensors".to_owned()]), None)
+        };
+        let mut all =
+            Self { dir: dir.to_owned(), shards: Vec::new(), entries: HashMap::new(), unused: BTreeSet::new() };
+        for name in names {
+            all.add_shard(&name, placed.as_ref())?;
+        }
+        if let Some(missing) = placed.iter().flat_map(|m| m.keys()).find(|k| !all.entries.contains_key(*k)) {
+            return Err(fail(&index, format!("it lists {missing}, but the file that it names does not hold it")));
+        }
+        all.unused = all.entries.keys().cloned().collect();
+        Ok(all)
+    }
+
+    fn add_shard(&mut self, name: &str, placed: Option<&HashMap<String, String>>) -> Result<(), EngineError> {
+        let path = self.dir.join(name);
+        let file = File::open(&path).map_err(|e| {
+            fail(
+                &path,
+                format!("{e}; the candle engine needs safetensors (model.safetensors, or shards with an index)"),
+            )
+        })?;
+        let length = file.metadata().map_err(|e| fail(&path, e.to_string()))?.len();
+        let (start, metadata) = read_header(&path, &file, length)?;
+        let want = start + metadata.data_len() as u64;
+        if length != want {
+            let what = if length < want { "truncated" } else { "longer than its header says" };
+            return Err(fail(&path, format!("{what}: {length} bytes, but its header describes {want}")));
+        }
+        let shard = self.shards.len();
+        for (tensor, info) in metadata.tensors() {
+            if placed.is_some_and(|m| m.get(&tensor).is_some_and(|file| file != name)) {
+                continue;
+            }
+            let dtype = match info.dtype {
+                safetensors::Dtype::F32 => Dtype::F32,
+                safetensors::Dtype::F16 => Dtype::F16,
+                safetensors::Dtype::BF16 => Dtype::Bf16,
+                // A buffer of another type is no weight; a weight of another type is found missing later, so name it here.
+                _ if is_buffer(&tensor) => continue,
+                other => {
+                    return Err(fail(
+                        &path,
+                        format!("{tensor} is of type {other:?}; f32, f16 and bf16 are implemented"),
+                    ));
+                }
+            };
+            let offset = start + info.data_offsets.0 as u64;
+            self.entries.insert(tensor, Entry { shard, dtype, shape: info.shape.clone(), offset });
+        }
+        self.shards.push((path, file));
+        Ok(())
+    }
+
+    /// Type of a tensor in its file.
+    pub fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.entries.get(name).map(|e| e.dtype)
+    }
+
+    /// Reads tensors of `columns` columns (rows of each beside its name; a vector has one column) one below the other.
+    pub fn read(&mut self, parts: &[(String, usize)], columns: usize, dtype: Dtype) -> Result<Values, EngineError> {
+        let mut rows = 0;
+        for (name, height) in parts {
+            let Some(entry) = self.entries.get(name) else {
+                return Err(fail(&self.dir, format!("no tensor {name} in its safetensors; config.json describes one")));
+            };
+            let want: &[usize] = if columns == 1 { &[*height] } else { &[*height, columns] };
+            if entry.shape != want {
+                let path = &self.shards[entry.shard].0;
+                let problem = format!("{name} has shape {:?}, but config.json asks for {want:?}", entry.shape);
+                return Err(fail(path, problem));
+            }
+            rows += height;
+        }
+        for (name, _) in parts {
+            self.unused.remove(name);
+        }
+        match dtype {
+            Dtype::F32 => Ok(Values::F32(self.stack(parts, rows, columns)?)),
+            Dtype::F16 => Ok(Values::F16(self.stack(parts, rows, columns)?)),
+            Dtype::Bf16 => Ok(Values::Bf16(self.stack(parts, rows, columns)?)),
+        }
+    }
+
+    /// Takes a tensor as read that the model does not need.
+    pub fn ignore(&mut self, name: &str) {
+        self.unused.remove(name);
+    }
+
+    fn stack<T: Weight>(&self, parts: &[(String, usize)], rows: usize, columns: usize) -> Result<Vec<T>, EngineError> {
+        let mut values = zeroed_on_huge_pages::<T>(rows * columns);
+        let mut rest = values.as_mut_slice();
+        for (name, height) in parts {
+            let (into, after) = rest.split_at_mut(height * columns);
+            rest = after;
+            let entry = &self.entries[name];
+            let (path, file) = &self.shards[entry.shard];
+            let done = if entry.dtype == T::DTYPE {
+                file.read_exact_at(bytemuck::cast_slice_mut(into), entry.offset).map_err(|e| e.to_string())
+            } else {
+                match entry.dtype {
+                    Dtype::F32 => convert::<f32, T>(file, entry.offset, into),
+                    Dtype::F16 => convert::<f16, T>(file, entry.offset, into),
+                    Dtype::Bf16 => convert::<bf16, T>(file, entry.offset, into),
+                }
+            };
+            done.map_err(|e| fail(path, format!("{name}: {e}")))?;
+        }
+        Ok(values)
+    }
+
+    /// Fails when a tensor of the model proper was not read: then config.json describes another model.
+    pub fn finish(self) -> Result<(), EngineError> {
+        match self.unused.iter().find(|n| (n.starts_with("model.") || n.starts_with("lm_head.")) && !is_buffer(n)) {
+            None => Ok(()),
+            Some(name) => {
+                let path = &self.shards[self.entries[name].shard].0;
+                Err(fail(path, format!("it holds {name}, which the model that config.json describes does not have")))
+            }
+        }
+    }
+}
+
+/// Tensors that old files carry along and that are computed from the configuration.
+fn is_buffer(name: &str) -> bool {
+    name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".attn.masked_bias") || name.ends_with(".attention.bias")
+}
+
+fn fail(path: &Path, problem: String) -> EngineError {
+    EngineError::Model { path: path.to_owned(), problem }
+}
+
+/// Place of the first data byte, and the header.
+fn read_header(path: &Path, file: &File, length: u64) -> Result<(u64, Metadata), EngineError> {
+    let not = |why: String| fail(path, format!("not a safetensors file: {why}"));
+    let mut size = [0; 8];
+    file.read_exact_at(&mut size, 0).map_err(|_| not(format!("only {length} bytes")))?;
+    let size = u64::from_le_bytes(size);
+    if size > MAX_HEADER_BYTES {
+        return Err(not(format!("its header would have {size} bytes, but at most {MAX_HEADER_BYTES} are allowed")));
+    }
+    if 8 + size > length {
+        return Err(fail(path, format!("truncated: {length} bytes, but its header alone has {}", 8 + size)));
+    }
+    let mut header = vec![0; size as usize];
+    file.read_exact_at(&mut header, 8).map_err(|e| fail(path, e.to_string()))?;
+    let metadata = serde_json::from_slice(&header).map_err(|e| not(format!("its header is corrupt: {e}")))?;
+    Ok((8 + size, metadata))
+}
+
+/// Tensor names and the files that hold them.
+fn read_index(path: &Path) -> Result<HashMap<String, String>, EngineError> {
+    let length = std::fs::metadata(path).map_err(|e| fail(path, e.to_string()))?.len();
+    if length > MAX_INDEX_BYTES {
+        return Err(fail(path, format!("{length} bytes; at most {MAX_INDEX_BYTES} are read")));
+    }
+    let text = std::fs::read(path).map_err(|e| fail(path, e.to_string()))?;
+    let json: Value = serde_json::from_slice(&text).map_err(|e| fail(path, format!("not JSON: {e}")))?;
+    let Some(map) = json["weight_map"].as_object().filter(|m| !m.is_empty()) else {
+        return Err(fail(path, "weight_map is missing, empty or not an object".into()));
+    };
+    map.iter()
+        .map(|(tensor, file)| match file.as_str() {
+            // Only a plain file name: an index must not lead out of the model's directory.
+            Some(name) if Path::new(name).file_name().is_some_and(|f| f == name) => {
+                Ok((tensor.clone(), name.to_owned()))
+            }
+            _ => Err(fail(path, format!("weight_map.{tensor}: {file} is not the name of a file in this directory"))),
+        })
+        .collect()
+}
+
+/// A type of weights.
+pub(crate) trait Weight: bytemuck::Pod {
+    const DTYPE: Dtype;
+    fn to_f32(self) -> f32;
+    fn from_f32(value: f32) -> Self;
+}
+
+impl Weight for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+    fn to_f32(self) -> f32 {
+        self
+    }
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+}
+
+impl Weight for f16 {
+    const DTYPE: Dtype = Dtype::F16;
+    fn to_f32(self) -> f32 {
+        f16::to_f32(self)
+    }
+    fn from_f32(value: f32) -> Self {
+        f16::from_f32(value)
+    }
+}
+
+impl Weight for bf16 {
+    const DTYPE: Dtype = Dtype::Bf16;
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+    fn from_f32(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
+}
+
+fn convert<F: Weight, T: Weight>(file: &File, offset: u64, into: &mut [T]) -> Result<(), String> {
+    let mut buffer = vec![F::zeroed(); CONVERT_CHUNK.min(into.len())];
+    let mut offset = offset;
+    for chunk in into.chunks_mut(CONVERT_CHUNK) {
+        let raw = &mut buffer[..chunk.len()];
+        file.read_exact_at(bytemuck::cast_slice_mut(raw), offset).map_err(|e| e.to_string())?;
+        offset += size_of_val(raw) as u64;
+        for (to, from) in chunk.iter_mut().zip(raw.iter()) {
+            let value = from.to_f32();
+            *to = T::from_f32(value);
+            if value.is_finite() && !to.to_f32().is_finite() {
+                return Err(format!("the weight {value} does not fit {}; choose another --dtype", T::DTYPE));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Zeroes that the kernel is asked to put on huge pages: decoding streams all weights for every token, and
+/// with 4-KiB pages it would wait for address translation.
+pub(crate) fn zeroed_on_huge_pages<T: bytemuck::Pod>(count: usize) -> Vec<T> {
+    let values = bytemuck::zeroed_vec::<T>(count);
+    #[cfg(target_os = "linux")]
+    {
+        const PAGE: usize = 4096;
+        let bytes: &[u8] = bytemuck::cast_slice(&values);
+        let skip = bytes.as_ptr().align_offset(PAGE);
+        if let Some(whole) = bytes.get(skip..).filter(|b| b.len() >= 2 << 20) {
+            // SAFETY: the range lies within the vector's own allocation, and MADV_HUGEPAGE changes no content.
+            // Its result does not matter: it is advice.
+            unsafe { libc::madvise(whole.as_ptr().cast_mut().cast(), whole.len() / PAGE * PAGE, libc::MADV_HUGEPAGE) };
+        }
+    }
+    values
+}
