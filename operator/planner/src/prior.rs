@@ -5,7 +5,7 @@
 //! and largest, are rules of thumb from published measurements of served models, and the interval is as wide as they
 //! differ. Such a model is labelled `Prior` and is worth one real measurement at most.
 
-use crate::cost::{Cost, Terms};
+use crate::cost::Cost;
 use crate::units::{Joules, Seconds, Tokens};
 use serde::{Deserialize, Serialize};
 
@@ -179,7 +179,7 @@ mod tests {
         let longer = |batch| Workload { batch, kv_cache: false, ..SEVEN_B };
         let cost = roofline(&A100, &longer(1.0)).unwrap().runtime;
         assert!(cost.at_point(4000.0, 100.0) > 4.0 * cost.at_point(10.0, 100.0));
-        assert_eq!(cost.floor_terms, None::<Terms>);
+        assert_eq!(cost.floor_terms, None);
     }
 
     #[test]

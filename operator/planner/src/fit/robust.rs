@@ -106,7 +106,8 @@ impl Scale {
             product += rows.weights[i] * from * (size(i) - mean);
         }
         let shrink = cells as f64 / (cells as f64 + 15.0);
-        scale.slope = if spread > 0.0 { (shrink * product / spread).clamp(-1.0, 1.0) } else { 0.0 };
+        // Values of nearly one size cannot tell a slope: as if they spread over a fifth of an e-fold at least.
+        scale.slope = (shrink * product / (spread + 0.05 * total)).clamp(-1.0, 1.0);
         let relative = weighted(&|i| errors[i].abs() / scale.at(log_predictions[i]));
         scale.base = (flat * consistent * relative).max(SMALLEST_SCALE);
         scale
