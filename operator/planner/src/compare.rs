@@ -174,7 +174,8 @@ pub struct Metric {
     pub medians: BTreeMap<String, BTreeMap<String, f64>>,
     /// Each configuration against each other one, over the models that have both.
     pub pairs: Vec<Versus>,
-    /// For each provider with several engines: the best against the worst of each model.
+    /// For each provider with several engines: the best against the worst of each model; where some are suspected of having
+    /// done less work, first without them, then with all.
     pub best_against_worst: Vec<BestWorst>,
     /// Tests within a model, where every configuration was run at least twice.
     pub tests: Vec<ModelTests>,
@@ -202,6 +203,8 @@ pub struct Versus {
 pub struct BestWorst {
     /// What the configurations' names begin with.
     pub provider: String,
+    /// Configurations that are left out because they are suspected of having done less work (see the warnings).
+    pub left_out: Vec<String>,
     /// Smallest saving of a model.
     pub min: f64,
     /// Largest saving of a model.
@@ -234,11 +237,18 @@ pub fn compare(runs: &[Run]) -> Comparison {
     let names: BTreeSet<&str> = runs.iter().flat_map(|run| run.metrics.keys().map(String::as_str)).collect();
     let first = POSITIVE.into_iter().filter(|name| names.contains(name));
     let others = names.iter().copied().filter(|name| !POSITIVE.contains(name));
-    let metrics = first.chain(others).map(|name| metric(name, &by_model)).collect();
-    Comparison { metrics, warnings: warnings(&by_model) }
+    let suspected = suspicions(&by_model);
+    // A configuration is left out where most of its models are suspicious.
+    let most = |(config, models): (&&str, &Vec<&str>)| {
+        let all = by_model.values().filter(|configs| configs.contains_key(config)).count();
+        (2 * models.len() > all).then(|| (*config).to_owned())
+    };
+    let suspects: Vec<String> = suspected.iter().filter_map(most).collect();
+    let metrics = first.chain(others).map(|name| metric(name, &by_model, &suspects)).collect();
+    Comparison { metrics, warnings: warnings(&by_model, &suspected) }
 }
 
-fn metric(name: &str, by_model: &ByModel) -> Metric {
+fn metric(name: &str, by_model: &ByModel, suspects: &[String]) -> Metric {
     let values = |runs: &[&Run]| runs.iter().filter_map(|run| run.metrics.get(name).copied()).collect::<Vec<f64>>();
     let mut medians: BTreeMap<String, BTreeMap<String, f64>> = BTreeMap::new();
     let mut tests = vec![];
@@ -263,7 +273,7 @@ fn metric(name: &str, by_model: &ByModel) -> Metric {
             pairs.extend(versus(a, b, &medians));
         }
     }
-    let best_against_worst = best_against_worst(&medians);
+    let best_against_worst = best_against_worst(&medians, suspects);
     Metric { metric: name.to_owned(), medians, pairs, best_against_worst, tests }
 }
 
@@ -290,11 +300,12 @@ fn provider(config: &str) -> &str {
     config.split_once('-').map_or(config, |(provider, _)| provider)
 }
 
-fn best_against_worst(medians: &BTreeMap<String, BTreeMap<String, f64>>) -> Vec<BestWorst> {
+fn best_against_worst(medians: &BTreeMap<String, BTreeMap<String, f64>>, suspects: &[String]) -> Vec<BestWorst> {
     let providers: BTreeSet<&str> = medians.values().flat_map(BTreeMap::keys).map(|config| provider(config)).collect();
-    let of_provider = |name: &str| {
+    let of_provider = |name: &str, left_out: Vec<String>| {
         let of_model = |(model, configs): (&String, &BTreeMap<String, f64>)| {
-            let mut own: Vec<_> = configs.iter().filter(|(config, _)| provider(config) == name).collect();
+            let own = configs.iter().filter(|(config, _)| provider(config) == name && !left_out.contains(config));
+            let mut own: Vec<_> = own.collect();
             own.sort_by(|a, b| a.1.total_cmp(b.1));
             let ((best, low), (worst, high)) = (own.first()?, own.last()?);
             let saving = saving(**low, **high).filter(|_| own.len() > 1)?;
@@ -303,9 +314,17 @@ fn best_against_worst(medians: &BTreeMap<String, BTreeMap<String, f64>>) -> Vec<
         let models: BTreeMap<_, _> = medians.iter().filter_map(of_model).collect();
         let savings = || models.values().map(|(_, _, saving)| *saving);
         let (min, max) = (savings().min_by(f64::total_cmp)?, savings().max_by(f64::total_cmp)?);
-        Some(BestWorst { provider: name.to_owned(), min, max, models })
+        Some(BestWorst { provider: name.to_owned(), left_out, min, max, models })
     };
-    providers.into_iter().filter_map(of_provider).collect()
+    let mut found = vec![];
+    for name in providers {
+        let own: Vec<String> = suspects.iter().filter(|config| provider(config) == name).cloned().collect();
+        if !own.is_empty() {
+            found.extend(of_provider(name, own));
+        }
+        found.extend(of_provider(name, vec![]));
+    }
+    found
 }
 
 /// Work may differ by this much and still be called equal.
@@ -315,7 +334,7 @@ const SUSPICIOUS: f64 = 1.0 / 3.0;
 /// The warnings name at most so many models each.
 const NAMED: usize = 4;
 
-fn warnings(by_model: &ByModel) -> Vec<String> {
+fn warnings(by_model: &ByModel, suspected: &BTreeMap<&str, Vec<&str>>) -> Vec<String> {
     let mut warnings = vec![];
     let all = || by_model.values().flat_map(BTreeMap::values).flatten();
     if all().all(|run| run.work.is_empty()) {
@@ -343,13 +362,21 @@ fn warnings(by_model: &ByModel) -> Vec<String> {
             }
         }
     }
-    warnings.extend(suspicions(by_model));
+    for (config, models) in suspected {
+        let named = models.iter().take(NAMED).copied().collect::<Vec<_>>().join(", ");
+        let more = if models.len() > NAMED { format!(" and {} more", models.len() - NAMED) } else { String::new() };
+        warnings.push(format!(
+            "{config} takes less than a third of the time of every other {} engine for {named}{more}: did it generate as \
+             many tokens?",
+            provider(config)
+        ));
+    }
     warnings
 }
 
-/// Configurations that are faster than their provider's other engines by more than engines differ.
-fn suspicions(by_model: &ByModel) -> Vec<String> {
-    let mut suspected: BTreeMap<&str, Vec<String>> = BTreeMap::new();
+/// Configurations that are faster than their provider's other engines by more than engines differ, with the models.
+fn suspicions<'a>(by_model: &ByModel<'a>) -> BTreeMap<&'a str, Vec<&'a str>> {
+    let mut suspected: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     for (model, configs) in by_model {
         let times: Vec<(&str, f64)> = configs
             .iter()
@@ -361,20 +388,11 @@ fn suspicions(by_model: &ByModel) -> Vec<String> {
             let own = |other: &&(&str, f64)| other.0 != *config && provider(other.0) == provider(config);
             let others: Vec<f64> = times.iter().filter(own).map(|(_, time)| *time).collect();
             if others.len() > 1 && others.iter().all(|other| *time < SUSPICIOUS * other) {
-                suspected.entry(config).or_default().push((*model).to_owned());
+                suspected.entry(config).or_default().push(model);
             }
         }
     }
-    let warn = |(config, models): (&str, Vec<String>)| {
-        let named = models.iter().take(NAMED).cloned().collect::<Vec<_>>().join(", ");
-        let more = if models.len() > NAMED { format!(" and {} more", models.len() - NAMED) } else { String::new() };
-        format!(
-            "{config} takes less than a third of the time of every other {} engine for {named}{more}: did it generate as \
-             many tokens?",
-            provider(config)
-        )
-    };
-    suspected.into_iter().map(warn).collect()
+    suspected
 }
 
 #[cfg(test)]
@@ -410,6 +428,9 @@ mod tests {
         let warnings = compare(&read_table(table.as_bytes()).unwrap()).warnings;
         assert!(warnings[0].contains("tokens_out is 10 for cpu-c and 1000 for"), "{warnings:?}");
         assert!(warnings[1].contains("cpu-c takes less than a third"), "{warnings:?}");
+        let best = compare(&read_table(table.as_bytes()).unwrap()).metrics[0].best_against_worst.clone();
+        assert_eq!((best[0].left_out.len(), best[1].left_out.len()), (1, 0));
+        assert!((best[0].min - 1.0 / 9.0).abs() < 1e-12 && (best[1].min - 8.0 / 9.0).abs() < 1e-12);
     }
 
     #[test]

@@ -11,6 +11,8 @@ mod nnls;
 mod paper;
 mod robust;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 pub use form::Form;
 pub use interval::Interval;

@@ -80,7 +80,13 @@ fn write_text(out: &mut dyn Write, comparison: &Comparison) -> Result<()> {
         }
         for best in &metric.best_against_worst {
             let (min, max) = (100.0 * best.min, 100.0 * best.max);
-            writeln!(out, "  {}: best against worst configuration of each model {min:.2} to {max:.2}", best.provider)?;
+            let without =
+                if best.left_out.is_empty() { String::new() } else { format!(" without {}", best.left_out.join(", ")) };
+            writeln!(
+                out,
+                "  {}{without}: best against worst configuration of each model {min:.2} to {max:.2}",
+                best.provider
+            )?;
             for (model, (low, high, saving)) in &best.models {
                 writeln!(out, "    {model:<28} {low} saves {:.2} against {high}", 100.0 * saving)?;
             }
