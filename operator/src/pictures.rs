@@ -30,8 +30,7 @@ pub fn fit(groups: &[Group], samples: &BTreeMap<Key, Samples>) -> String {
         let own = |s: &&Sample| group.batch.is_none_or(|batch| batch == s.batch);
         let own: Vec<&Sample> = of_key.usable.iter().filter(own).collect();
         type Value = fn(&Sample) -> Option<f64>;
-        let quantities: [(&str, &str, Value); 2] =
-            [("energy", "J", |s| s.energy), ("run time", "s", |s| s.runtime)];
+        let quantities: [(&str, &str, Value); 2] = [("energy", "J", |s| s.energy), ("run time", "s", |s| s.runtime)];
         for (name, unit, value) in quantities {
             if let Some(row) = Row::new(group, &own, name, unit, value) {
                 row.draw(&mut body, TOP + ROW * f64::from(rows));
@@ -72,7 +71,13 @@ struct Row {
 }
 
 impl Row {
-    fn new(group: &Group, samples: &[&Sample], name: &str, unit: &str, value: fn(&Sample) -> Option<f64>) -> Option<Self> {
+    fn new(
+        group: &Group,
+        samples: &[&Sample],
+        name: &str,
+        unit: &str,
+        value: fn(&Sample) -> Option<f64>,
+    ) -> Option<Self> {
         let of_energy = name == "energy";
         let mut predictors: BTreeMap<u64, Predictor> = BTreeMap::new();
         let mut dots = vec![];
@@ -80,7 +85,9 @@ impl Row {
             let Some(measured) = value(sample) else { continue };
             let predictor = match predictors.entry(sample.batch.to_bits()) {
                 std::collections::btree_map::Entry::Occupied(known) => known.into_mut(),
-                std::collections::btree_map::Entry::Vacant(new) => new.insert(group.predictor(Some(sample.batch)).ok()?),
+                std::collections::btree_map::Entry::Vacant(new) => {
+                    new.insert(group.predictor(Some(sample.batch)).ok()?)
+                }
             };
             let (tau_in, tau_out) = (sample.tau_in, sample.tau_out);
             let predicted = at(predictor, of_energy, tau_in, tau_out)?;
@@ -94,7 +101,8 @@ impl Row {
     }
 
     fn draw(&self, svg: &mut String, top: f64) {
-        let _ = writeln!(svg, "<text x=\"8\" y=\"{:.0}\" font-weight=\"bold\">{}</text>", top - 14.0, escape(&self.title));
+        let _ =
+            writeln!(svg, "<text x=\"8\" y=\"{:.0}\" font-weight=\"bold\">{}</text>", top - 14.0, escape(&self.title));
         let drawn: Vec<&Dot> = self.dots.iter().filter(|d| d.predicted > 0.0).collect();
         let both = || drawn.iter().flat_map(|d| [d.measured, d.predicted]);
         let values = LogAxis::over(both());
@@ -156,7 +164,11 @@ impl Row {
             let part = f64::from(k) / 4.0;
             let y = panel.top + SIDE * (1.0 - part);
             let (y_box, y_text) = (y - 5.0, y + 4.0);
-            let _ = writeln!(panel.svg, "<rect x=\"{right:.1}\" y=\"{y_box:.1}\" width=\"10\" height=\"10\" fill=\"{}\"/>", heat(part));
+            let _ = writeln!(
+                panel.svg,
+                "<rect x=\"{right:.1}\" y=\"{y_box:.1}\" width=\"10\" height=\"10\" fill=\"{}\"/>",
+                heat(part)
+            );
             let label = format!("{} {}", short(colours.value(part)), self.unit);
             let _ = writeln!(panel.svg, "<text x=\"{:.1}\" y=\"{y_text:.1}\">{label}</text>", right + 14.0);
         }
@@ -256,7 +268,8 @@ impl Panel<'_> {
         let (middle, below) = (left + SIDE / 2.0, bottom + 34.0);
         let _ = writeln!(self.svg, "<text x=\"{middle}\" y=\"{below}\" text-anchor=\"middle\">{across}</text>");
         let (x, y) = (left - 48.0, self.top + SIDE / 2.0);
-        let _ = writeln!(self.svg, "<text transform=\"translate({x} {y}) rotate(-90)\" text-anchor=\"middle\">{up}</text>");
+        let _ =
+            writeln!(self.svg, "<text transform=\"translate({x} {y}) rotate(-90)\" text-anchor=\"middle\">{up}</text>");
     }
 
     fn log_frame(&mut self, across: &LogAxis, up: &LogAxis, across_title: &str, up_title: &str) {
@@ -277,7 +290,8 @@ impl Panel<'_> {
         let ((x, y), (to_x, to_y)) = (self.place(start), self.place(end));
         let _ = writeln!(self.svg, "<path class=\"grid\" d=\"M{x:.1} {y:.1}L{to_x:.1} {to_y:.1}\"/>");
         let (dx, dy, anchor) = if across { (0.0, 16.0, "middle") } else { (-5.0, 4.0, "end") };
-        let _ = writeln!(self.svg, "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{label}</text>", x + dx, y + dy);
+        let _ =
+            writeln!(self.svg, "<text x=\"{:.1}\" y=\"{:.1}\" text-anchor=\"{anchor}\">{label}</text>", x + dx, y + dy);
     }
 }
 

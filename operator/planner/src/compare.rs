@@ -132,8 +132,8 @@ pub fn runs_of_samples(samples: &BTreeMap<Key, Samples>) -> Vec<Run> {
         }
         for (config, cells) in &configs {
             let repeats = shared.iter().map(|cell| cells[cell].len()).min().unwrap_or(0);
-            for run in 0..repeats {
-                let of_run: Vec<&Sample> = shared.iter().map(|cell| cells[cell][run]).collect();
+            let run = |number: usize| -> Vec<&Sample> { shared.iter().map(|cell| cells[cell][number]).collect() };
+            for of_run in (0..repeats).map(run) {
                 let sum = |f: &dyn Fn(&Sample) -> f64| of_run.iter().map(|s| f(s)).sum::<f64>();
                 let metrics = [
                     ("energy_j".to_owned(), sum(&|s| s.energy.unwrap_or(0.0))),

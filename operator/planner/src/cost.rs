@@ -57,14 +57,7 @@ impl Terms {
 
     /// The coefficients in the order of the formula, for changing them in loops.
     pub fn as_array_mut(&mut self) -> [&mut f64; 6] {
-        [
-            &mut self.constant,
-            &mut self.tin,
-            &mut self.tin2,
-            &mut self.tout,
-            &mut self.tin_tout,
-            &mut self.tout2,
-        ]
+        [&mut self.constant, &mut self.tin, &mut self.tin2, &mut self.tout, &mut self.tin_tout, &mut self.tout2]
     }
 }
 

@@ -53,7 +53,11 @@ impl Side {
     }
 
     fn drift(&self, limit: f64, direction: Direction) -> Option<Drift> {
-        (self.height > limit).then(|| Drift { direction, residuals: self.count, mean: self.sum / f64::from(self.count) })
+        (self.height > limit).then(|| Drift {
+            direction,
+            residuals: self.count,
+            mean: self.sum / f64::from(self.count),
+        })
     }
 }
 

@@ -229,7 +229,8 @@ impl Refit {
             // A coefficient that became nothing could never come back from a product.
             coefficients = factors.iter().zip(&self.fitted).map(|(factor, c)| factor.max(1e-3) * c).collect();
         }
-        self.form.with_coefficients(self.names.iter().zip(&coefficients).map(|((floor, name), c)| (*floor, &**name, *c)))
+        self.form
+            .with_coefficients(self.names.iter().zip(&coefficients).map(|((floor, name), c)| (*floor, &**name, *c)))
     }
 
     /// ln(measured / predicted) of every report under a form's coefficients as fitted, oldest first.

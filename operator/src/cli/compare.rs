@@ -11,7 +11,9 @@ use std::path::PathBuf;
 
 /// Compare serving configurations: savings of each against each by model, with tests where runs were repeated.
 #[derive(Debug, Args)]
-#[command(after_help = "In JSON a saving is a fraction: 1 - (what the configuration takes) / (what the other one takes).")]
+#[command(
+    after_help = "In JSON a saving is a fraction: 1 - (what the configuration takes) / (what the other one takes)."
+)]
 pub struct Compare {
     #[command(flatten)]
     input: Input,
@@ -46,7 +48,10 @@ impl Compare {
             (None, Some(path)) => runs_of_samples(&read_samples(path)?),
             (None, None) => vec![],
         };
-        anyhow::ensure!(!runs.is_empty(), "no point (tau_in, tau_out, batch) was measured on all configurations of a model");
+        anyhow::ensure!(
+            !runs.is_empty(),
+            "no point (tau_in, tau_out, batch) was measured on all configurations of a model"
+        );
         let comparison = compare(&runs);
         match self.output {
             Output::Text => write_text(out, &comparison)?,
@@ -106,7 +111,11 @@ fn write_tests(out: &mut dyn Write, metric: &Metric) -> Result<()> {
             of_model.model, kruskal.freedom, kruskal.h, kruskal.p, kruskal.epsilon_squared
         )?;
         match &tests.welch {
-            Some(w) => writeln!(out, "; Welch F({:.0}, {:.1}) = {:.2}, p = {:.2e}, omega2 {:.3}", w.above, w.below, w.f, w.p, w.omega_squared)?,
+            Some(w) => writeln!(
+                out,
+                "; Welch F({:.0}, {:.1}) = {:.2}, p = {:.2e}, omega2 {:.3}",
+                w.above, w.below, w.f, w.p, w.omega_squared
+            )?,
             None => writeln!(out, "; no Welch test: a configuration's runs are all equal")?,
         }
         for pair in &tests.pairs {

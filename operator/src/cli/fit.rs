@@ -173,7 +173,9 @@ fn write_quantity(out: &mut dyn Write, name: &str, unit: &str, quantity: &Quanti
         figure(quantity.r2),
         percent(quantity.cv_median_ape),
         figure(quantity.cv_r2),
-        quantity.holdout_median_ape.map_or_else(String::new, |v| format!(", median error on longer ones {:.1} %", 100.0 * v)),
+        quantity
+            .holdout_median_ape
+            .map_or_else(String::new, |v| format!(", median error on longer ones {:.1} %", 100.0 * v)),
     )?;
     if quantity.negative_predictions > 0 {
         writeln!(out, "    {} predictions are not positive", quantity.negative_predictions)?;
@@ -186,7 +188,15 @@ fn write_quantity(out: &mut dyn Write, name: &str, unit: &str, quantity: &Quanti
     }
     if let Some(tests) = &quantity.tests {
         let r = &tests.regression;
-        writeln!(out, "    R2 without centring {:.4}; F({}, {}) = {:.1}, p = {:.1e}", r.r2_uncentred, r.coefficients.len(), r.freedom, r.f, r.f_p)?;
+        writeln!(
+            out,
+            "    R2 without centring {:.4}; F({}, {}) = {:.1}, p = {:.1e}",
+            r.r2_uncentred,
+            r.coefficients.len(),
+            r.freedom,
+            r.f,
+            r.f_p
+        )?;
         for (term, (t, p)) in ["tin", "tout", "tin_tout"].iter().zip(r.t.iter().zip(&r.t_p)) {
             writeln!(out, "    {term:<20} t = {t:.2}, p = {p:.1e}")?;
         }

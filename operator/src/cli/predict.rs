@@ -73,7 +73,11 @@ impl Predict {
         let model: Model = serde_json::from_str(&text).with_context(|| format!("in the models {name}"))?;
         model.check().with_context(|| format!("in the models {name}"))?;
         let mut requests = Requests {
-            predictors: Predictors { group: choose(&model.groups, self.group.as_deref())?, batch: self.batch, known: BTreeMap::new() },
+            predictors: Predictors {
+                group: choose(&model.groups, self.group.as_deref())?,
+                batch: self.batch,
+                known: BTreeMap::new(),
+            },
             total: 0,
             outside: 0,
         };
@@ -195,7 +199,9 @@ impl Requests<'_> {
             let line = record.position().map_or(0, csv::Position::line);
             let number = |at: usize, name: &str| {
                 let value = record[at].parse::<f64>().ok().filter(|v| (0.0..=1e8).contains(v));
-                value.with_context(|| format!("line {line}: `{name}` is `{}`: it must be a number from 0 to 100 million", &record[at]))
+                value.with_context(|| {
+                    format!("line {line}: `{name}` is `{}`: it must be a number from 0 to 100 million", &record[at])
+                })
             };
             let (x, y) = (number(tau_in, "tau_in")?, number(tau_out, "tau_out")?);
             ensure!(x + y > 0.0, "line {line}: tau_in and tau_out are both 0: a request has tokens");
@@ -251,7 +257,8 @@ mod tests {
     #[test]
     fn requests_are_predicted_in_order_within_their_intervals() {
         let rows = predict(&groups(), "tau_out,tau_in\n50,100\n5,10\n").unwrap();
-        let (energy, low, high) = (rows[0].energy_j.unwrap(), rows[0].energy_low.unwrap(), rows[0].energy_high.unwrap());
+        let (energy, low, high) =
+            (rows[0].energy_j.unwrap(), rows[0].energy_low.unwrap(), rows[0].energy_high.unwrap());
         assert!((energy / 303.0 - 1.0).abs() < 0.02 && low <= energy && energy <= high, "{energy}");
         assert!((rows[1].runtime_s.unwrap() / 0.15 - 1.0).abs() < 0.05);
     }

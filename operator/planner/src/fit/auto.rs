@@ -168,7 +168,14 @@ fn errors_by_fold(candidate: &Candidate, rows: &Rows, matrix: &[f64], estimate: 
     let n = candidate.len();
     let about = &estimate.predictions;
     let mut parts: Vec<_> = (0..FOLDS).map(|_| Normal::new(n)).collect();
-    candidate.add_normals(rows, matrix, about, &estimate.weights, |i| folds[rows.cells[i] as usize] as usize, &mut parts);
+    candidate.add_normals(
+        rows,
+        matrix,
+        about,
+        &estimate.weights,
+        |i| folds[rows.cells[i] as usize] as usize,
+        &mut parts,
+    );
     let mut all = Normal::new(n);
     parts.iter().for_each(|part| all.merge(part));
     let smallest = rows.values.iter().copied().fold(f64::INFINITY, f64::min);
@@ -220,12 +227,7 @@ fn form_of(candidate: &Candidate, estimate: &Estimate) -> Form {
     Form::new(main, floor)
 }
 
-fn finish(
-    rows: &Rows,
-    candidate: &Candidate,
-    estimate: &Estimate,
-    held_out: Option<Vec<f64>>,
-) -> Fitted {
+fn finish(rows: &Rows, candidate: &Candidate, estimate: &Estimate, held_out: Option<Vec<f64>>) -> Fitted {
     let form = form_of(candidate, estimate);
     let standard_errors = standard_errors(&form, rows, estimate);
     let flagged = (0..rows.len()).map(|i| {

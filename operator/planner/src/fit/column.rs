@@ -188,8 +188,7 @@ mod tests {
 
     fn all() -> Vec<Column> {
         use Base::*;
-        let bases =
-            [Const, Tin, Tin2, Tout, TinTout, Tout2, Context, TinOver(100), StepOver(100), ContextOver(100)];
+        let bases = [Const, Tin, Tin2, Tout, TinTout, Tout2, Context, TinOver(100), StepOver(100), ContextOver(100)];
         let sharings = [Sharing::Own, Sharing::PerBatch, Sharing::BatchOver(3)];
         bases.iter().flat_map(|&base| sharings.map(|sharing| Column { base, sharing })).collect()
     }

@@ -136,7 +136,12 @@ mod tests {
     fn form() -> Form {
         let over = Column { base: Base::Tout, sharing: Sharing::BatchOver(4) };
         Form::new(
-            vec![(Base::Const.per_batch(), 8.0), (Base::Context.own(), 0.5), (over, 2.0), (Base::StepOver(64).own(), 1.0)],
+            vec![
+                (Base::Const.per_batch(), 8.0),
+                (Base::Context.own(), 0.5),
+                (over, 2.0),
+                (Base::StepOver(64).own(), 1.0),
+            ],
             vec![(Base::Tout.own(), 9.0)],
         )
     }

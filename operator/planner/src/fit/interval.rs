@@ -120,7 +120,10 @@ mod tests {
     fn outside_of_the_samples_intervals_widen() {
         let ratios: Vec<f64> = (0..60).map(|i| if i % 2 == 0 { 1.02 } else { 0.98 }).collect();
         let interval = Interval::calibrate(&rows(60), &ratios, &[false; 60]).unwrap();
-        let width = |octaves| { let (low, high) = interval.bounds(100.0, octaves); (high / low).ln() };
+        let width = |octaves| {
+            let (low, high) = interval.bounds(100.0, octaves);
+            (high / low).ln()
+        };
         assert!(width(1.0) > 1.5 * width(0.0) && width(3.0) > 2.0 * width(1.0));
     }
 

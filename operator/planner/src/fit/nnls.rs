@@ -133,7 +133,8 @@ impl Active<'_> {
     /// The column outside of the support along which the residual falls most.
     fn steepest(&self, usable: &[usize]) -> Option<usize> {
         let mut best = None;
-        let mut steepest = 1e-9 * usable.iter().map(|&i| (self.normal.right[i] / self.size[i]).abs()).fold(0.0, f64::max);
+        let mut steepest =
+            1e-9 * usable.iter().map(|&i| (self.normal.right[i] / self.size[i]).abs()).fold(0.0, f64::max);
         for &i in usable {
             if self.solution[i] > 0.0 || self.passive.contains(&i) {
                 continue;

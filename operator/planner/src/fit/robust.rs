@@ -100,8 +100,8 @@ impl Scale {
         let (mut spread, mut product, mut mean) = (0.0, 0.0, 0.0);
         let size = |i: usize| errors[i].abs().clamp(0.1 * flat, 5.0 * flat).ln();
         (0..rows.len()).for_each(|i| mean += rows.weights[i] * size(i) / total);
-        for i in 0..rows.len() {
-            let from = log_predictions[i] - pivot;
+        for (i, log_prediction) in log_predictions.iter().enumerate() {
+            let from = log_prediction - pivot;
             spread += rows.weights[i] * from * from;
             product += rows.weights[i] * from * (size(i) - mean);
         }

@@ -135,10 +135,12 @@ fn wrong_samples_are_named_and_move_nothing() {
 #[test]
 fn intervals_cover_what_they_say() {
     // Points that no fit has seen, between those that it has.
-    let points: Vec<(f64, f64)> = (0..400).map(|i| (8.0 + f64::from(i * 37 % 2000), 8.0 + f64::from(i * 91 % 1500))).collect();
+    let points: Vec<(f64, f64)> =
+        (0..400).map(|i| (8.0 + f64::from(i * 37 % 2000), 8.0 + f64::from(i * 91 % 1500))).collect();
     let group = auto(samples(&points, cached, 0.05));
     let predictor = predictor(&group);
-    let fresh: Vec<(f64, f64)> = (0..3000).map(|i| (9.0 + f64::from(i * 53 % 1990), 9.0 + f64::from(i * 29 % 1490))).collect();
+    let fresh: Vec<(f64, f64)> =
+        (0..3000).map(|i| (9.0 + f64::from(i * 53 % 1990), 9.0 + f64::from(i * 29 % 1490))).collect();
     let covered = fresh.iter().enumerate().filter(|(i, (x, y))| {
         let value = cached(*x, *y) * noise(i + 50_000, 0.05).exp();
         let (low, high) = predictor.runtime(*x, *y).unwrap().bounds.unwrap();

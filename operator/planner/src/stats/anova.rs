@@ -208,7 +208,8 @@ mod tests {
     #[test]
     fn an_unbalanced_table_gives_each_factor_what_the_other_leaves() {
         // Additive by construction: factor effects 0, 3 and 0, 10 with trials 1, 2, 2, 1 and errors of mean 0 in a cell.
-        let trials = [(0.0, 0.0, 0.0), (0.0, 1.0, 9.0), (0.0, 1.0, 11.0), (1.0, 0.0, 2.0), (1.0, 0.0, 4.0), (1.0, 1.0, 13.0)];
+        let trials =
+            [(0.0, 0.0, 0.0), (0.0, 1.0, 9.0), (0.0, 1.0, 11.0), (1.0, 0.0, 2.0), (1.0, 0.0, 4.0), (1.0, 1.0, 13.0)];
         let table = two_way(&trials).unwrap();
         close(table.interaction.unwrap().sum_of_squares, 0.0);
         close(table.residual, 4.0);

@@ -142,8 +142,12 @@ mod tests {
 
     #[test]
     fn exact_data_give_their_coefficients() {
-        let rows: Vec<[f64; 3]> =
-            (1..30).map(|i| { let (x, y) = (f64::from(i), f64::from(i * i % 17)); [x, y, x * y] }).collect();
+        let rows: Vec<[f64; 3]> = (1..30)
+            .map(|i| {
+                let (x, y) = (f64::from(i), f64::from(i * i % 17));
+                [x, y, x * y]
+            })
+            .collect();
         let values: Vec<f64> = rows.iter().map(|[x, y, xy]| -3.0 * x + 2.0 * y + 0.5 * xy).collect();
         let fit = regress(&rows, &values).unwrap();
         for (c, expected) in fit.coefficients.iter().zip([-3.0, 2.0, 0.5]) {
