@@ -4,8 +4,11 @@ use clap::{Parser, Subcommand};
 use std::io::{BufWriter, Write, stderr, stdout};
 
 pub mod access;
+pub mod compare;
 pub mod explain;
+pub mod fit;
 pub mod plan;
+pub mod predict;
 pub mod results;
 pub mod sweep;
 
@@ -19,8 +22,11 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Compare(compare::Compare),
     Explain(explain::Explain),
+    Fit(fit::Fit),
     Plan(plan::PlanCommand),
+    Predict(predict::Predict),
     Results(results::Results),
     Sweep(sweep::Sweep),
 }
@@ -30,8 +36,11 @@ enum Command {
 pub fn run(cli: Cli) -> u8 {
     let mut out = BufWriter::new(stdout().lock());
     let outcome = match cli.command {
+        Command::Compare(command) => command.run(&mut out),
         Command::Explain(command) => command.run(&mut out).map(|()| 0),
+        Command::Fit(command) => command.run(&mut out),
         Command::Plan(command) => command.run(&mut out),
+        Command::Predict(command) => command.run(&mut out),
         Command::Results(command) => command.run(&mut out).map(|()| 0),
         Command::Sweep(command) => command.run(&mut out),
     };

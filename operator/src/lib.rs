@@ -6,6 +6,7 @@ pub mod config;
 pub mod configs;
 pub mod controller;
 pub mod metrics;
+pub mod pictures;
 pub mod plot;
 pub mod progress;
 pub mod serve;

@@ -11,9 +11,12 @@ mod nnls;
 mod paper;
 mod robust;
 mod rows;
+#[cfg(test)]
+mod tests;
 
 pub use form::Form;
 pub use interval::Interval;
+pub(crate) use nnls::Normal;
 pub use paper::{PaperTests, Tested, anova_across_models};
 
 use crate::samples::{Key, Rejected, Sample, Samples};
@@ -209,7 +212,7 @@ fn fit_group(
         Rows::new(known[i].iter().map(|s| point(s)).collect(), values)
     });
     let telling: Vec<&Rows> = rows.iter().filter(|rows| rows.cell_count() > 1).collect();
-    let family = (options.form == FormKind::Auto && !telling.is_empty()).then(|| auto::choose(&telling, options.seed));
+    let family = (options.form == FormKind::Auto && !telling.is_empty()).then(|| auto::choose(&telling));
     let [energy, runtime] = [0, 1].map(|i| {
         let (name, of) = of[i];
         if rows[i].len() == 0 {

@@ -5,7 +5,7 @@ use super::column::{Base, Column};
 use super::family::{Extent, FAMILIES, Family};
 use super::form::Form;
 use super::nnls::Normal;
-use super::robust::{Candidate, Estimate, SMALLEST_SCALE, Start, crude};
+use super::robust::{Candidate, Estimate, Start, crude};
 use super::rows::Rows;
 
 /// A fitted form and its errors.
@@ -24,6 +24,9 @@ pub(crate) struct Fitted {
 pub(crate) const FOLDS: usize = 10;
 /// Forms are chosen on at most about this many cells; coefficients are then fitted to all.
 const CHOOSE_ON: usize = 400;
+/// Below this number of cells, left-out errors are averaged over so many divisions into folds.
+const FEW_CELLS: usize = 120;
+const DIVISIONS: u64 = 4;
 /// A richer form must predict better by this factor.
 const CLEARLY_BETTER: f64 = 0.95;
 /// Differences between errors below this do not count.
@@ -39,7 +42,7 @@ const FLAG_ERROR: f64 = 0.15;
 /// Fits `rows`, at least two cells of them, with a form of the family.
 pub(crate) fn fit(rows: &Rows, family: Family, seed: u64) -> Fitted {
     let thin = rows.thinned(CHOOSE_ON);
-    let (mut candidate, mut estimate) = fit_family(family, &thin, seed);
+    let (mut candidate, mut estimate) = fit_family(family, &thin);
     let mut held_out = None;
     if thin.cell_count() == rows.cell_count() {
         if rows.cell_count() >= 3 {
@@ -59,7 +62,7 @@ pub(crate) fn fit(rows: &Rows, family: Family, seed: u64) -> Fitted {
 
 /// The family that predicts left-out cells best, of all quantities together, or a simpler one that is nearly as good:
 /// what an engine does with its cache shows in joules and seconds alike.
-pub(crate) fn choose(quantities: &[&Rows], seed: u64) -> Family {
+pub(crate) fn choose(quantities: &[&Rows]) -> Family {
     let thin: Vec<Rows> = quantities.iter().map(|rows| rows.thinned(CHOOSE_ON)).collect();
     let starts: Vec<(Extent, Vec<f64>)> = thin.iter().map(|rows| (trusted_extent(rows), crude(rows))).collect();
     let mut best: Option<(f64, Family)> = None;
@@ -68,7 +71,7 @@ pub(crate) fn choose(quantities: &[&Rows], seed: u64) -> Family {
             let candidate = family.candidate(extent)?;
             let matrix = candidate.matrix(&rows.points);
             let estimate = fit_candidate(&candidate, rows, &matrix, start);
-            Some((score(&candidate, rows, &matrix, &estimate, seed) + NEGLIGIBLE).ln())
+            Some((score(&candidate, rows, &matrix, &estimate) + NEGLIGIBLE).ln())
         });
         let Some(total) = scores.sum::<Option<f64>>() else { continue };
         let mean = total / quantities.len() as f64;
@@ -86,7 +89,7 @@ fn trusted_extent(rows: &Rows) -> Extent {
     let Some(candidate) = candidate else { return all };
     let matrix = candidate.matrix(&rows.points);
     let estimate = candidate.fit(rows, &matrix, Start::Crude(&crude(rows), 0.0));
-    let trusted = (0..rows.len()).filter(|&i| (rows.values[i] / estimate.predictions.values[i]).ln().abs() < 1.0);
+    let trusted = (0..rows.len()).filter(|&i| (rows.logs[i] - estimate.predictions.logs[i]).abs() < 1.0);
     Extent::of(trusted.map(|i| rows.points[i]), rows.cell_count())
 }
 
@@ -95,28 +98,28 @@ fn fit_candidate(candidate: &Candidate, rows: &Rows, matrix: &[f64], start: &[f6
     let guesses: &[f64] = if candidate.floor.is_empty() { &[0.0] } else { &[0.25, 0.5, 0.75] };
     let fits = guesses.iter().map(|share| {
         let estimate = candidate.fit(rows, matrix, Start::Crude(start, *share));
-        (mean_error(rows, |i| (rows.values[i] / estimate.predictions.values[i]).ln()), estimate)
+        (mean_error(rows, |i| rows.logs[i] - estimate.predictions.logs[i]), estimate)
     });
     let best = fits.min_by(|a, b| a.0.total_cmp(&b.0));
     best.expect("there is a guess").1
 }
 
 /// Fits a family, and drops the terms that cross-validation does not miss.
-fn fit_family(family: Family, rows: &Rows, seed: u64) -> (Candidate, Estimate) {
+fn fit_family(family: Family, rows: &Rows) -> (Candidate, Estimate) {
     let extent = trusted_extent(rows);
     let candidate = family.candidate(&extent).or_else(|| Family::Linear.candidate(&extent));
     // At least two cells: `Linear` is possible.
     let candidate = candidate.unwrap_or_else(|| Candidate::new(vec![Base::Const.own(), Base::Tout.own()], vec![]));
     let matrix = candidate.matrix(&rows.points);
     let estimate = fit_candidate(&candidate, rows, &matrix, &crude(rows));
-    drop_terms(candidate.reduced_to(&estimate.coefficients), estimate, rows, seed)
+    drop_terms(candidate.reduced_to(&estimate.coefficients), estimate, rows)
 }
 
-fn drop_terms(mut candidate: Candidate, full: Estimate, rows: &Rows, seed: u64) -> (Candidate, Estimate) {
+fn drop_terms(mut candidate: Candidate, full: Estimate, rows: &Rows) -> (Candidate, Estimate) {
     let coefficients: Vec<f64> = full.coefficients.iter().copied().filter(|c| *c > 0.0).collect();
     let mut matrix = candidate.matrix(&rows.points);
     let mut estimate = Estimate { coefficients, ..full };
-    let mut least = score(&candidate, rows, &matrix, &estimate, seed);
+    let mut least = score(&candidate, rows, &matrix, &estimate);
     let mut at = 0;
     while at < candidate.len() && candidate.len() > 2 {
         let mut kept = vec![1.0; candidate.len()];
@@ -131,7 +134,7 @@ fn drop_terms(mut candidate: Candidate, full: Estimate, rows: &Rows, seed: u64) 
         start.remove(at);
         let mut without = estimate.clone();
         without.coefficients = start;
-        let score = score(&fewer, rows, &fewer_matrix, &without, seed);
+        let score = score(&fewer, rows, &fewer_matrix, &without);
         if score <= NO_WORSE * least {
             least = least.min(score);
             (candidate, matrix, estimate) = (fewer, fewer_matrix, without);
@@ -143,11 +146,16 @@ fn drop_terms(mut candidate: Candidate, full: Estimate, rows: &Rows, seed: u64) 
     (candidate, estimate)
 }
 
-/// The mean error on left-out cells, with the weights and the linearisation of the fit to all.
-fn score(candidate: &Candidate, rows: &Rows, matrix: &[f64], estimate: &Estimate, seed: u64) -> f64 {
-    let folds = rows.folds(FOLDS, seed);
-    let errors = errors_by_fold(candidate, rows, matrix, estimate, &folds);
-    mean_error(rows, |i| errors[i])
+/// The mean error on left-out cells, with the weights and the linearisation of the fit to all; over several divisions
+/// into folds, which are always the same ones: what is chosen must not hang on one of them, nor on the seed.
+fn score(candidate: &Candidate, rows: &Rows, matrix: &[f64], estimate: &Estimate) -> f64 {
+    let divisions = if rows.cell_count() <= FEW_CELLS { DIVISIONS } else { 1 };
+    let scores = (0..divisions).map(|division| {
+        let folds = rows.folds(FOLDS, division);
+        let errors = errors_by_fold(candidate, rows, matrix, estimate, &folds);
+        mean_error(rows, |i| errors[i])
+    });
+    scores.sum::<f64>() / divisions as f64
 }
 
 fn mean_error(rows: &Rows, error: impl Fn(usize) -> f64) -> f64 {
@@ -169,8 +177,7 @@ fn errors_by_fold(candidate: &Candidate, rows: &Rows, matrix: &[f64], estimate: 
     (0..rows.len())
         .map(|i| {
             let solution = &solutions[folds[rows.cells[i] as usize] as usize];
-            let prediction = candidate.predict(&matrix[i * n..(i + 1) * n], solution, 1e-6 * smallest).values[0];
-            (rows.values[i] / prediction).ln()
+            rows.logs[i] - candidate.predict(&matrix[i * n..(i + 1) * n], solution, 1e-6 * smallest).logs[0]
         })
         .collect()
 }
@@ -184,7 +191,7 @@ fn leave_out(rows: &Rows, thin: &Rows, family: Family, seed: u64) -> Vec<f64> {
             (0..cells.len()).filter(|&i| folds[cells[i] as usize] as usize != fold).collect()
         };
         let training = thin.pick(&outside(&thin.cells));
-        let (candidate, estimate) = fit_family(family, &training, seed);
+        let (candidate, estimate) = fit_family(family, &training);
         let form = form_of(&candidate, &estimate);
         for i in (0..rows.len()).filter(|&i| folds[rows.cells[i] as usize] as usize == fold) {
             ratios[i] = form.at(rows.points[i]) / rows.values[i];
@@ -223,7 +230,7 @@ fn finish(
     let standard_errors = standard_errors(&form, rows, estimate);
     let flagged = (0..rows.len()).map(|i| {
         let prediction = form.at(rows.points[i]);
-        let limit = (FLAG_SCALES * estimate.scale.at(prediction).max(SMALLEST_SCALE)).max(FLAG_ERROR);
+        let limit = (FLAG_SCALES * estimate.scale.at(prediction.ln())).max(FLAG_ERROR);
         (rows.values[i] / prediction).ln().abs() > limit
     });
     Fitted { flagged: flagged.collect(), standard_errors, form, held_out }
@@ -238,7 +245,7 @@ fn standard_errors(form: &Form, rows: &Rows, estimate: &Estimate) -> Vec<f64> {
         let prediction = form.at(point);
         let main: f64 = form.main().iter().map(|(column, c)| c * column.value(point)).sum();
         let error = (rows.values[i] / prediction).ln();
-        let deviation = estimate.scale.at(prediction);
+        let deviation = estimate.scale.at(prediction.ln());
         if main < prediction * (1.0 - 1e-12) || error.abs() > FLAG_SCALES * deviation {
             continue;
         }

@@ -2,6 +2,7 @@
 
 use super::column::{Column, Point};
 use crate::cost::{Cost, UnknownTerm};
+use crate::refit::TermSums;
 use std::collections::BTreeMap;
 
 /// The larger of two sums of terms; without a floor, the first.
@@ -41,10 +42,6 @@ impl Form {
         &self.main
     }
 
-    pub(crate) fn floor(&self) -> &[(Column, f64)] {
-        &self.floor
-    }
-
     pub(crate) fn at(&self, point: Point) -> f64 {
         let sum = |terms: &[(Column, f64)]| terms.iter().map(|(column, c)| c * column.value(point)).sum::<f64>();
         let main = sum(&self.main);
@@ -74,6 +71,42 @@ impl Form {
     #[must_use]
     pub fn floor_terms(&self) -> Option<BTreeMap<String, f64>> {
         (!self.floor.is_empty()).then(|| written(&self.floor, |written, part, c| *written += part * c))
+    }
+
+    /// Sums of the terms over requests (tau_in, tau_out) served in batches of one size, kept apart by whether the floor
+    /// was the larger part: what [`crate::refit`] needs of a job.
+    #[must_use]
+    pub fn sums(&self, requests: impl IntoIterator<Item = (f64, f64)>, batch: f64) -> TermSums {
+        // Terms that are written as several have a sum each.
+        let plain = self.with_coefficients(std::iter::empty());
+        let (mut main, mut floor) = (vec![0.0; plain.main.len()], vec![0.0; plain.floor.len()]);
+        let mut count = 0;
+        for (x, y) in requests {
+            let point = Point { x, y, batch };
+            let value = |terms: &[(Column, f64)]| terms.iter().map(|(column, c)| c * column.value(point)).sum::<f64>();
+            let on_floor = !plain.floor.is_empty() && value(&plain.floor) > value(&plain.main);
+            let (sums, terms) = if on_floor { (&mut floor, &plain.floor) } else { (&mut main, &plain.main) };
+            sums.iter_mut().zip(terms).for_each(|(sum, (column, _))| *sum += column.value(point));
+            count += 1;
+        }
+        let named = |terms: &[(Column, f64)], sums: &[f64]| -> BTreeMap<String, f64> {
+            let written = terms.iter().zip(sums).flat_map(|((column, _), sum)| {
+                column.written().into_iter().map(move |(name, part)| (name, part * sum))
+            });
+            written.filter(|(_, sum)| *sum > 0.0).collect()
+        };
+        TermSums { requests: count, terms: named(&plain.main, &main), floor_terms: named(&plain.floor, &floor) }
+    }
+
+    /// The form with other coefficients for some of its written terms: (whether of the floor, name, coefficient).
+    pub(crate) fn with_coefficients<'a>(&self, changed: impl Iterator<Item = (bool, &'a str, f64)>) -> Self {
+        let (mut terms, mut floor) = (self.terms(), self.floor_terms());
+        for (of_floor, name, c) in changed {
+            if let Some(known) = if of_floor { floor.as_mut() } else { Some(&mut terms) } {
+                known.insert(name.to_owned(), c);
+            }
+        }
+        Self::from_named(&terms, floor.as_ref()).unwrap_or_else(|_| self.clone())
     }
 
     /// Standard errors by the names of [`Form::terms`], given those of the main terms in their order. Those of terms that

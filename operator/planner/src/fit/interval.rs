@@ -23,7 +23,7 @@ pub struct Interval {
 }
 
 /// The share that intervals cover.
-pub const LEVEL: f64 = 0.9;
+const LEVEL: f64 = 0.9;
 /// Standard deviation that each doubling outside of the samples adds, in squares: what forms err by when they are carried
 /// on (see docs/energy-models.md).
 const PER_OCTAVE: f64 = 0.05;
@@ -44,7 +44,7 @@ impl Interval {
         }
         let rows = rows.pick(&kept);
         let errors: Vec<f64> = kept.iter().map(|&i| -ratios[i].ln()).collect();
-        let predictions: Vec<f64> = kept.iter().zip(&rows.values).map(|(&i, value)| value * ratios[i]).collect();
+        let predictions: Vec<f64> = kept.iter().zip(&rows.logs).map(|(&i, log)| log + ratios[i].ln()).collect();
         let scale = Scale::of(&rows, &errors, &predictions, 0);
         let mut deviations: Vec<f64> = errors.iter().zip(&predictions).map(|(e, p)| e / scale.at(*p)).collect();
         // Rows of a cell err together, so the correction (n + 1) / n is by cells. Where they are few, cells differ in their
@@ -72,7 +72,7 @@ impl Interval {
     #[inline]
     pub fn bounds(&self, prediction: f64, octaves_outside: f64) -> (f64, f64) {
         let scale = Scale { base: self.scale, slope: self.scale_slope, pivot: self.scale_pivot };
-        let inside = scale.at(prediction);
+        let inside = scale.at(prediction.ln());
         let outside = PER_OCTAVE * octaves_outside;
         let deviation = (inside * inside + outside * outside).sqrt();
         (prediction * (self.lower * deviation).exp(), prediction * (self.upper * deviation).exp())
@@ -120,7 +120,7 @@ mod tests {
     fn outside_of_the_samples_intervals_widen() {
         let ratios: Vec<f64> = (0..60).map(|i| if i % 2 == 0 { 1.02 } else { 0.98 }).collect();
         let interval = Interval::calibrate(&rows(60), &ratios, &[false; 60]).unwrap();
-        let width = |octaves| { let (low, high) = interval.bounds(5.0, octaves); (high / low).ln() };
+        let width = |octaves| { let (low, high) = interval.bounds(100.0, octaves); (high / low).ln() };
         assert!(width(1.0) > 1.5 * width(0.0) && width(3.0) > 2.0 * width(1.0));
     }
 

@@ -49,16 +49,8 @@ impl Normal {
         rest
     }
 
-    pub(crate) fn columns(&self) -> usize {
-        self.columns
-    }
-
     pub(crate) fn gram_at(&self, i: usize, j: usize) -> f64 {
         self.gram[i.max(j) * self.columns + i.min(j)]
-    }
-
-    pub(crate) fn right_at(&self, i: usize) -> f64 {
-        self.right[i]
     }
 
     /// The inverse of A'WA, row-major, with the smallest of ridges: directions that the rows do not show have huge entries.
@@ -83,11 +75,6 @@ impl Normal {
             }
         }
         work.iter().enumerate().map(|(at, v)| v / (size[at / n] * size[at % n])).collect()
-    }
-
-    /// Scales the whole system: less weight for what is old.
-    pub(crate) fn scale(&mut self, factor: f64) {
-        self.gram.iter_mut().chain(&mut self.right).for_each(|v| *v *= factor);
     }
 
     /// The non-negative solution over the columns that `allowed` admits, starting from the support of `start`, with a
@@ -263,7 +250,7 @@ mod tests {
                 prop_assert!(solution[i] >= 0.0);
                 let ridge = RIDGE * system.gram_at(i, i) * solution[i];
                 let fitted: f64 = (0..6).map(|j| system.gram_at(i, j) * solution[j]).sum();
-                let slope = (system.right_at(i) - fitted - ridge) / system.gram_at(i, i).sqrt();
+                let slope = (system.right[i] - fitted - ridge) / system.gram_at(i, i).sqrt();
                 prop_assert!(slope < 1e-6);
                 prop_assert!(solution[i] == 0.0 || slope.abs() < 1e-6);
             }

@@ -83,14 +83,14 @@ const CELLS_FOR_SLOPE: usize = 20;
 
 impl Scale {
     /// From the errors of a fit with so many terms.
-    pub(crate) fn of(rows: &Rows, errors: &[f64], predictions: &[f64], terms: usize) -> Self {
+    pub(crate) fn of(rows: &Rows, errors: &[f64], log_predictions: &[f64], terms: usize) -> Self {
         let weighted = |f: &dyn Fn(usize) -> f64| weighted_median((0..rows.len()).map(|i| (f(i), rows.weights[i])));
         // Few cells are partly met by the terms themselves (correction of Rousseeuw and Leroy, 1987).
         let free = rows.cell_count().saturating_sub(terms).max(1) as f64;
         let consistent = MAD * if terms == 0 { 1.0 } else { 1.0 + 5.0 / free };
         let flat = (consistent * weighted(&|i| errors[i].abs())).max(SMALLEST_SCALE);
         let total: f64 = rows.weights.iter().sum();
-        let pivot = predictions.iter().zip(&rows.weights).map(|(p, w)| w * p.ln()).sum::<f64>() / total;
+        let pivot = log_predictions.iter().zip(&rows.weights).map(|(p, w)| w * p).sum::<f64>() / total;
         let mut scale = Self { base: flat, slope: 0.0, pivot };
         let cells = rows.cell_count();
         if cells < CELLS_FOR_SLOPE || !pivot.is_finite() {
@@ -101,21 +101,21 @@ impl Scale {
         let size = |i: usize| errors[i].abs().clamp(0.1 * flat, 5.0 * flat).ln();
         (0..rows.len()).for_each(|i| mean += rows.weights[i] * size(i) / total);
         for i in 0..rows.len() {
-            let from = predictions[i].ln() - pivot;
+            let from = log_predictions[i] - pivot;
             spread += rows.weights[i] * from * from;
             product += rows.weights[i] * from * (size(i) - mean);
         }
         let shrink = cells as f64 / (cells as f64 + 15.0);
-        scale.slope = if spread > 0.0 { (shrink * product / spread).clamp(-1.0, 1.0) } else { 0.0 };
-        let relative = weighted(&|i| errors[i].abs() / scale.at(predictions[i]));
+        // Values of nearly one size cannot tell a slope: as if they spread over a fifth of an e-fold at least.
+        scale.slope = (shrink * product / (spread + 0.05 * total)).clamp(-1.0, 1.0);
+        let relative = weighted(&|i| errors[i].abs() / scale.at(log_predictions[i]));
         scale.base = (flat * consistent * relative).max(SMALLEST_SCALE);
         scale
     }
 
-    /// The standard deviation of r at a prediction.
-    pub(crate) fn at(&self, prediction: f64) -> f64 {
-        let factor = (self.slope * (prediction.ln() - self.pivot)).exp();
-        // NaN cannot pass: predictions are positive.
+    /// The standard deviation of r at the logarithm of a prediction.
+    pub(crate) fn at(&self, log_prediction: f64) -> f64 {
+        let factor = (self.slope * (log_prediction - self.pivot)).exp();
         (self.base * factor.clamp(1.0 / SCALE_RANGE, SCALE_RANGE)).max(SMALLEST_SCALE)
     }
 }
@@ -133,6 +133,8 @@ const CONVERGED: f64 = 1e-5;
 pub(crate) struct Predictions {
     /// Joules or seconds, positive.
     pub(crate) values: Vec<f64>,
+    /// Their logarithms.
+    pub(crate) logs: Vec<f64>,
     /// Whether the main part is the larger one, not the floor.
     pub(crate) on_main: Vec<bool>,
 }
@@ -165,7 +167,7 @@ impl Candidate {
             rows,
             matrix,
             coefficients: vec![],
-            predictions: Predictions { values: vec![], on_main: vec![true; rows.len()] },
+            predictions: Predictions { on_main: vec![true; rows.len()], ..Predictions::default() },
             errors: vec![0.0; rows.len()],
             weights: rows.weights.clone(),
         };
@@ -209,7 +211,7 @@ impl Candidate {
             scaled.iter_mut().zip(&matrix[i * n..(i + 1) * n]).for_each(|(s, v)| *s = v * inverse);
             // The side that does not show in the value does not count.
             scaled[if about.on_main[i] { split..n } else { 0..split }].fill(0.0);
-            let error = (rows.values[i] * inverse).ln();
+            let error = rows.logs[i] - about.logs[i];
             parts[part(i)].add(&scaled, weights[i], 1.0 + error.clamp(-LONGEST_STEP, LONGEST_STEP));
         }
     }
@@ -222,7 +224,9 @@ impl Candidate {
         for row in matrix.chunks_exact(n) {
             let main = dot(&row[..split], &coefficients[..split]);
             let floor = dot(&row[split..], &coefficients[split..]);
-            predictions.values.push(main.max(floor).max(least));
+            let value = main.max(floor).max(least);
+            predictions.values.push(value);
+            predictions.logs.push(value.ln());
             predictions.on_main.push(main >= floor);
         }
         predictions
@@ -251,6 +255,7 @@ impl Run<'_> {
             self.predictions.on_main = start.iter().map(|p| *p > limit).collect();
         }
         self.predictions.values = start.to_vec();
+        self.predictions.logs = start.iter().map(|p| p.ln()).collect();
         self.update_errors();
         for round in 0..ABSOLUTE_ROUNDS {
             let median = weighted_median((0..rows.len()).map(|i| (self.errors[i].abs(), rows.weights[i])));
@@ -268,14 +273,14 @@ impl Run<'_> {
 
     fn scale(&self) -> Scale {
         let terms = self.coefficients.iter().filter(|c| **c > 0.0).count();
-        Scale::of(self.rows, &self.errors, &self.predictions.values, terms)
+        Scale::of(self.rows, &self.errors, &self.predictions.logs, terms)
     }
 
     /// Tukey's weights. Rows with coarser readings count less, by the root of their variance: in full, the few largest
     /// would decide alone.
     fn biweight(&mut self, scale: &Scale) {
         for i in 0..self.rows.len() {
-            let deviation = scale.at(self.predictions.values[i]);
+            let deviation = scale.at(self.predictions.logs[i]);
             let u = self.errors[i] / (CUTOFF * deviation);
             let kept = if u.abs() < 1.0 { (1.0 - u * u) * (1.0 - u * u) } else { 0.0 };
             self.weights[i] = self.rows.weights[i] * kept * (scale.base / deviation);
@@ -330,7 +335,7 @@ impl Run<'_> {
     }
 
     fn update_errors(&mut self) {
-        self.errors = self.rows.values.iter().zip(&self.predictions.values).map(|(v, p)| (v / p).ln()).collect();
+        self.errors = self.rows.logs.iter().zip(&self.predictions.logs).map(|(v, p)| v - p).collect();
     }
 }
 
@@ -348,7 +353,7 @@ pub(crate) fn crude(rows: &Rows) -> Vec<f64> {
     let mut best: Option<(f64, Vec<f64>)> = None;
     for shape in SHAPES {
         let shaped: Vec<f64> = rows.points.iter().map(|&p| shape(p).max(1e-3)).collect();
-        let logs: Vec<f64> = rows.values.iter().zip(&shaped).map(|(v, s)| (v / s).ln()).collect();
+        let logs: Vec<f64> = rows.logs.iter().zip(&shaped).map(|(v, s)| v - s.ln()).collect();
         let middle = weighted_median(logs.iter().copied().zip(rows.weights.iter().copied()));
         let spread = weighted_median(logs.iter().map(|l| (l - middle).abs()).zip(rows.weights.iter().copied()));
         if best.as_ref().is_none_or(|(least, _)| spread < *least) {

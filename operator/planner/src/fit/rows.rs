@@ -8,6 +8,8 @@ pub(crate) struct Rows {
     pub(crate) points: Vec<Point>,
     /// Joules or seconds, positive and finite.
     pub(crate) values: Vec<f64>,
+    /// Their logarithms.
+    pub(crate) logs: Vec<f64>,
     /// What the row counts. Rows of a cell share the errors of the form there, so a cell counts as the root of its rows.
     pub(crate) weights: Vec<f64>,
     /// The row's cell, 0.., in ascending order.
@@ -29,7 +31,8 @@ impl Rows {
             weights.resize(weights.len() + rows.len(), weight);
             cells.resize(cells.len() + rows.len(), cell as u32);
         }
-        Self { points, values, weights, cells }
+        let logs = values.iter().map(|v| v.ln()).collect();
+        Self { points, values, logs, weights, cells }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -45,6 +48,7 @@ impl Rows {
         let mut picked = Self {
             points: places.iter().map(|&i| self.points[i]).collect(),
             values: places.iter().map(|&i| self.values[i]).collect(),
+            logs: places.iter().map(|&i| self.logs[i]).collect(),
             weights: places.iter().map(|&i| self.weights[i]).collect(),
             cells: places.iter().map(|&i| self.cells[i]).collect(),
         };
@@ -85,6 +89,7 @@ impl Rows {
             thin.points.resize(thin.len() + values.len(), self.points[from]);
             thin.weights.resize(thin.len() + values.len(), weight / values.len() as f64);
             thin.cells.resize(thin.len() + values.len(), cell);
+            thin.logs.extend(values.iter().map(|v| v.ln()));
             thin.values.append(&mut values);
         }
         thin
