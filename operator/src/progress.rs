@@ -150,7 +150,7 @@ async fn fetch(ip: IpAddr, port: u16, token: &str) -> Result<RunProgress, String
         .header(AUTHORIZATION, format!("Bearer {token}"))
         .body(Empty::<Bytes>::new())
         .map_err(|error| text(&error))?;
-    let exchange = async {
+    let exchange = async move {
         let response = sender.send_request(request).await.map_err(|error| text(&error))?;
         if response.status() != StatusCode::OK {
             return Err(format!("HTTP status {}", response.status()));
@@ -159,11 +159,9 @@ async fn fetch(ip: IpAddr, port: u16, token: &str) -> Result<RunProgress, String
         let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
         serde_json::from_slice(&body).map_err(|error| text(&error))
     };
-    tokio::pin!(connection);
-    tokio::select! {
-        answer = exchange => answer,
-        ended = &mut connection => Err(ended.map_or_else(|error| text(&error), |()| "closed without an answer".into())),
-    }
+    // The run closes after its answer: the connection may end in the same moment, and the answer must count then too.
+    let (answer, _) = futures::future::join(exchange, connection).await;
+    answer
 }
 
 #[cfg(test)]

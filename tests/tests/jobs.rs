@@ -113,7 +113,7 @@ async fn a_job_waits_for_its_model_and_says_so() {
         here.apply(wrong).await?;
         apply_job(&here, "lost", &requests(2, 8), json!({"models": [{"name": "empty"}]})).await?;
         let job = await_job(&here, "lost", "Failed", |job| is_true(job, conditions::FAILED)).await?;
-        ensure!(told(&job, conditions::FAILED).contains("config.json"), "{}", told(&job, conditions::FAILED));
+        ensure!(told(&job, conditions::FAILED).contains("nothing-here"), "{}", told(&job, conditions::FAILED));
         Ok(())
     })
     .await;
@@ -156,7 +156,7 @@ async fn invalid_manifests_are_refused_with_what_to_do() {
 async fn a_job_deleted_while_it_runs_leaves_nothing() {
     with_namespace("deleted", |here| async move {
         apply_demo_model(&here).await?;
-        apply_job(&here, "doomed", &requests(4000, 64), json!({})).await?;
+        apply_job(&here, "doomed", &requests(3000, 128), json!({})).await?;
         await_job(&here, "doomed", "at work", |job| lines_done(job) > 0).await?;
         user_runs("kubectl", &["delete", "ij", "doomed", "-n", &here.name, "--timeout=60s"], None).await?;
         let label = "joulecast.dev/inference-job=doomed";
@@ -179,7 +179,7 @@ async fn a_job_deleted_while_it_runs_leaves_nothing() {
 async fn a_job_is_suspended_and_resumed_and_both_attempts_are_counted() {
     with_namespace("suspend", |here| async move {
         apply_demo_model(&here).await?;
-        apply_job(&here, "pausing", &requests(600, 32), json!({})).await?;
+        apply_job(&here, "pausing", &requests(800, 128), json!({})).await?;
         await_job(&here, "pausing", "at work", |job| lines_done(job) > 0).await?;
         let suspend = |on: bool| {
             let patch = json!({"spec": {"suspend": on}}).to_string();
@@ -208,7 +208,7 @@ async fn a_job_is_suspended_and_resumed_and_both_attempts_are_counted() {
         let measured = job.status.clone().and_then(|s| s.measured).context("measured")?;
         ensure!(measured.attempts == 2, "{} attempts", measured.attempts);
         ensure!(measured.energy_millijoules.is_some_and(|all| all > first), "{measured:?} after {first} mJ");
-        ensure!(results(&here, "pausing").await?.len() == 600);
+        ensure!(results(&here, "pausing").await?.len() == 800);
         let events: Api<Event> = here.api();
         let reasons: Vec<String> =
             events.list(&ListParams::default()).await?.items.into_iter().filter_map(|e| e.reason).collect();
@@ -235,14 +235,14 @@ async fn a_finished_job_is_deleted_after_its_time_to_live() {
 async fn a_job_killed_in_its_pod_is_repeated_within_its_backoff_limit() {
     with_namespace("killed", |here| async move {
         apply_demo_model(&here).await?;
-        apply_job(&here, "unlucky", &requests(400, 32), json!({"backoffLimit": 2})).await?;
+        apply_job(&here, "unlucky", &requests(600, 128), json!({"backoffLimit": 2})).await?;
         await_job(&here, "unlucky", "at work", |job| lines_done(job) > 0).await?;
         let pod = running_pod(&here, "unlucky").await?.name_any();
         let pods: Api<Pod> = here.api();
         pods.delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
         let job = await_job(&here, "unlucky", "Complete", |job| is_true(job, conditions::COMPLETE)).await?;
         let lines = results(&here, "unlucky").await?;
-        ensure!(lines.len() == 400);
+        ensure!(lines.len() == 600);
         let measured = job.status.and_then(|s| s.measured).context("measured")?;
         ensure!(measured.attempts + measured.attempts_without_report == 2, "{measured:?}");
         Ok(())

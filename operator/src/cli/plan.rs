@@ -6,7 +6,7 @@ use clap::{Args, ValueEnum};
 use joulecast_planner::plan::{
     Baseline, Candidate, Limits, Outcome, Plan, Problem, ProblemError, Proof, Workload, baselines, solve,
 };
-use joulecast_planner::units::{Joules, Seconds, Tokens};
+use joulecast_planner::units::{Joules, Tokens};
 use serde_json::{Map, Value, json};
 use std::fs::File;
 use std::io::{BufWriter, Write, stderr};

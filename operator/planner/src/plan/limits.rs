@@ -220,7 +220,8 @@ impl Search<'_> {
         let mut placed = Repair::new(&core, rows, &relaxed, &limits, self.stop).run(enough);
         let (mut settled, mut branched) = (false, false);
         let decided = open.iter().all(Option::is_some);
-        if decided && core.counts.iter().sum::<u64>() == total as u64 && total as u64 <= enumerate::REQUESTS {
+        let whole = who.len() == 1 || core.counts.iter().sum::<u64>() == total as u64;
+        if decided && whole && total as u64 <= enumerate::REQUESTS {
             let cost = |p: &Placed| p.flow.iter().zip(&core.cost).map(|(n, c)| *n as f64 * c).sum::<f64>();
             let below = placed.as_ref().map_or(f64::INFINITY, cost);
             let slops: Vec<f64> = rows.list.iter().map(|row| slop(row.limit)).collect();

@@ -118,18 +118,48 @@ impl<'a> Repair<'a> {
         })
     }
 
-    /// Applies one request's moves to the rows and tells the change in weighted excess; the same with `back` undoes it.
-    fn shift(&self, left: &mut [f64], step: Move, back: bool) -> f64 {
-        let sign = if back { -1.0 } else { 1.0 };
-        let mut change = 0.0;
-        for (arc, sign) in [(step.from, sign), (step.to, -sign)] {
+    /// What a move takes from each row, at most five rows on either side.
+    fn takes(&self, step: Move) -> ([(usize, f64); 10], usize) {
+        let (mut takes, mut len) = ([(0, 0.0); 10], 0);
+        for (arc, sign) in [(step.from, -1.0), (step.to, 1.0)] {
             for (row, usage) in self.core.uses(self.rows, arc) {
-                let before = (-left[row] - self.slops[row]).max(0.0);
-                left[row] += sign * usage;
-                change += self.weight[row] * ((-left[row] - self.slops[row]).max(0.0) - before);
+                match takes[..len].iter().position(|(r, _)| *r == row) {
+                    Some(at) => takes[at].1 += sign * usage,
+                    None => {
+                        takes[len] = (row, sign * usage);
+                        len += 1;
+                    }
+                }
             }
         }
-        change
+        (takes, len)
+    }
+
+    /// Change in weighted excess that a move makes, on top of what was taken from the rows before.
+    fn change(&self, step: Move, before: &[(usize, f64)]) -> f64 {
+        let (takes, len) = self.takes(step);
+        let of = |(row, take): &(usize, f64)| {
+            let earlier = before.iter().find(|(r, _)| r == row).map_or(0.0, |(_, t)| *t);
+            let left = self.left[*row] + self.slops[*row] - earlier;
+            self.weight[*row] * ((take - left).max(0.0) - (-left).max(0.0))
+        };
+        takes[..len].iter().map(of).sum()
+    }
+
+    /// Weighted excess over all rows.
+    fn excess(&self) -> f64 {
+        let rows = self.left.iter().zip(&self.slops).zip(&self.weight);
+        rows.map(|((left, slop), weight)| weight * (-left - slop).max(0.0)).sum()
+    }
+
+    /// Whether a move gives something back to a row that is exceeded.
+    fn relieves(&self, step: Move) -> bool {
+        let short = |row: usize| self.left[row] < -self.slops[row];
+        self.core.uses(self.rows, step.from).any(|(row, usage)| usage > 0.0 && short(row))
+            || self.core.uses(self.rows, step.to).any(|(row, usage)| usage < 0.0 && short(row))
+            || self.core.uses(self.rows, step.from).any(|(row, usage)| {
+                short(row) && self.core.uses(self.rows, step.to).any(|(r, u)| r == row && u < usage)
+            })
     }
 
     fn exceeded(&self) -> bool {
@@ -137,70 +167,60 @@ impl<'a> Repair<'a> {
     }
 
     fn apply(&mut self, step: Move) {
-        let mut left = std::mem::take(&mut self.left);
-        self.shift(&mut left, step, false);
-        self.left = left;
+        let (takes, len) = self.takes(step);
+        for (row, take) in &takes[..len] {
+            self.left[*row] -= take;
+        }
         self.flow[step.from] -= 1;
         self.flow[step.to] += 1;
     }
 
     /// Moves requests until no limit is exceeded; false where neither one nor two moves lessen the excess.
     fn restore(&mut self) -> bool {
-        let mut left = self.left.clone();
         while self.exceeded() {
             if (self.stop)() {
                 return false;
             }
+            // What lessens the excess by less than rounding could go round in circles.
+            let least = 1e-9 * self.excess();
             let mut best: Option<(f64, Move)> = None;
             for unit in 0..self.core.len() {
-                for step in self.unit_moves(unit) {
-                    let change = self.shift(&mut left, step, false);
-                    left.clone_from_slice(&self.left);
-                    if change < -1e-15 {
+                for step in self.unit_moves(unit).filter(|step| self.relieves(*step)) {
+                    let change = self.change(step, &[]);
+                    if change < -least {
                         let rate = (step.regret.max(0.0) + 1e-12) / -change;
-                        if best.as_ref().is_none_or(|(least, _)| rate < *least) {
+                        if best.as_ref().is_none_or(|(lowest, _)| rate < *lowest) {
                             best = Some((rate, step));
                         }
                     }
                 }
             }
-            if let Some((_, step)) = best {
-                self.apply(step);
-            } else if !self.restore_by_pair() {
-                return false;
+            match best {
+                Some((_, step)) => self.apply(step),
+                None if self.restore_by_pair(least) => {}
+                None => return false,
             }
-            left.clone_from_slice(&self.left);
         }
         true
     }
 
-    fn restore_by_pair(&mut self) -> bool {
-        let mut left = self.left.clone();
+    fn restore_by_pair(&mut self, least: f64) -> bool {
         let mut moves: Vec<Move> = (0..self.core.len()).flat_map(|unit| self.unit_moves(unit)).collect();
         moves.sort_by(|a, b| a.regret.total_cmp(&b.regret));
-        let relieves = |step: &Move| {
-            self.core.uses(self.rows, step.from).any(|(row, usage)| usage > 0.0 && self.left[row] < -self.slops[row])
-                || self
-                    .core
-                    .uses(self.rows, step.to)
-                    .any(|(row, usage)| usage < 0.0 && self.left[row] < -self.slops[row])
-        };
-        let firsts: Vec<Move> = moves.iter().filter(|m| relieves(m)).take(4 * PAIRED).copied().collect();
+        let firsts: Vec<Move> = moves.iter().filter(|m| self.relieves(**m)).take(4 * PAIRED).copied().collect();
         for first in firsts {
-            let change = self.shift(&mut left, first, false);
+            let (takes, len) = self.takes(first);
+            let change = self.change(first, &[]);
             for second in moves.iter().take(8 * PAIRED) {
                 if second.from == first.from && self.flow[first.from] < 2 {
                     continue;
                 }
-                let total = change + self.shift(&mut left, *second, false);
-                self.shift(&mut left, *second, true);
-                if total < -1e-15 {
+                if change + self.change(*second, &takes[..len]) < -least {
                     self.apply(first);
                     self.apply(*second);
                     return true;
                 }
             }
-            left.clone_from_slice(&self.left);
             if (self.stop)() {
                 return false;
             }
