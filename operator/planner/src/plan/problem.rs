@@ -133,6 +133,12 @@ pub enum ProblemError {
         /// What it must be.
         must: &'static str,
     },
+    /// A cost with knots, which the solver does not take yet: better no plan than one that leaves them out.
+    #[error(
+        "candidate {0:?}: {1} has knots (tin_over_N, step_over_N, context_over_N), which cannot be planned with yet; \
+         give it as the six terms and floor_terms"
+    )]
+    Knots(String, &'static str),
     /// Costs too large for the arithmetic.
     #[error("candidate {0:?}: its {1} exceeds 1e200 on this workload")]
     Overflow(String, &'static str),
@@ -275,6 +281,12 @@ fn check(candidates: &[&Candidate], problem: &Problem<'_>) -> Result<(), Problem
 fn check_figures(candidate: &Candidate) -> Result<(), ProblemError> {
     let wrong = |field, value, must| Err(ProblemError::Figure { name: candidate.name.clone(), field, value, must });
     for (field, cost) in [("an energy term", &candidate.energy), ("a runtime term", &candidate.runtime)] {
+        if !cost.knots.is_empty() {
+            return Err(ProblemError::Knots(
+                candidate.name.clone(),
+                if field.contains("energy") { "energy" } else { "runtime" },
+            ));
+        }
         let floors = cost.floor_terms.iter().flat_map(Terms::as_array);
         if let Some(value) = cost.terms.as_array().into_iter().chain(floors).find(|v| !v.is_finite()) {
             return wrong(field, value, "finite");

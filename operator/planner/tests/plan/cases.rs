@@ -33,6 +33,7 @@ fn cost() -> BoxedStrategy<Cost> {
         .prop_map(|(terms, floor)| Cost {
             terms,
             floor_terms: floor.map(|(floor, constant)| Terms { constant, ..floor }),
+            ..Cost::default()
         })
         .boxed()
 }
