@@ -1,6 +1,11 @@
 //! The `joulecast` command line: one file per command under `cli/`.
 
 use clap::{Parser, Subcommand};
+use std::io::{BufWriter, Write, stderr, stdout};
+
+pub mod access;
+pub mod explain;
+pub mod results;
 
 /// Energy-optimal LLM batch inference: fit models, predict, plan, and inspect jobs.
 #[derive(Debug, Parser)]
@@ -11,9 +16,31 @@ pub struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Explain(explain::Explain),
+    Results(results::Results),
+}
 
-/// Runs the parsed command and returns the process's exit code (0 done, 1 failed, 2 usage, others per command).
+/// Runs the parsed command and returns the process's exit code: 0 done, 1 failed, 2 usage; others are the command's own.
+#[must_use]
 pub fn run(cli: Cli) -> u8 {
-    match cli.command {}
+    let mut out = BufWriter::new(stdout().lock());
+    let outcome = match cli.command {
+        Command::Explain(command) => command.run(&mut out).map(|()| 0),
+        Command::Results(command) => command.run(&mut out).map(|()| 0),
+    };
+    let outcome = outcome.and_then(|code| out.flush().map(|()| code).map_err(Into::into));
+    match outcome {
+        Ok(code) => code,
+        Err(error) if is_broken_pipe(&error) => 0,
+        Err(error) => {
+            let _ = writeln!(stderr(), "joulecast: {error:#}");
+            1
+        }
+    }
+}
+
+/// Whoever read our output has enough (`| head`): that is no failure.
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
 }

@@ -1,8 +1,17 @@
-//! One run of one engine in one pod: engines, the generation loop, and what measures them.
+//! One run of one engine in one pod: engines, the generation loop, what feeds it, and what measures it.
 
+pub mod attribution;
+pub mod batch_file;
 pub mod cpu;
 pub mod engine;
 pub mod generate;
+pub mod install;
 pub mod memory;
+pub mod pod;
+pub mod print_file;
+pub mod progress;
+pub mod report;
+pub mod run;
+pub mod stop;
 pub mod threads;
 pub mod tokenizer;

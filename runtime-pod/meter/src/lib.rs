@@ -1,1 +1,24 @@
-//! Energy meters: RAPL, model-based estimate; windows and their provenance.
+//! Energy meters: RAPL through powercap, and a model-based estimate where there is no counter.
+//!
+//! Invariants: a reading that was not made is absent, never 0. Measured and modelled figures are never mixed in one
+//! window. Time is an argument: nothing here reads a clock, and every file is found below a root path that the caller
+//! gives. The crate depends on no other crate of Joulecast.
+#![forbid(unsafe_code)]
+
+pub mod choice;
+pub mod counter;
+pub mod cpu_time;
+pub mod host;
+pub mod meter;
+pub mod modelled;
+pub mod rapl;
+pub mod recorder;
+pub mod sampler;
+pub mod units;
+
+pub use choice::{Choice, Wanted};
+pub use host::Host;
+pub use meter::{Meter, Source, Totals};
+pub use recorder::{Recorder, Recording};
+pub use sampler::{Clock, Sampler};
+pub use units::{Microjoules, Milliwatts};

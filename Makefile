@@ -1,0 +1,96 @@
+# The one entry for people and CI. Every stage says what it does and how long it took; a second run is quick.
+# Shell code of more than a few lines lives in the scripts that the targets call.
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# State of the local cluster: certificates, etcd, containerd, logs, kubeconfig.
+export JOULECAST_CLUSTER_DIR ?= /var/lib/joulecast-cluster
+cluster_kubeconfig := $(JOULECAST_CLUSTER_DIR)/kubeconfig
+
+# helm and the command line come from build/bin where they are there.
+export PATH := $(CURDIR)/build/bin:$(PATH)
+
+# First line of a recipe: announces the stage, and its time when it ends.
+stage = @SECONDS=0; printf '\n== %s: %s\n' '$@' '$(1)'; \
+	trap 'rc=$$?; [ $$rc = 0 ] && end=done || end="FAILED ($$rc)"; printf "== %s: %s after %s s\n" "$@" "$$end" "$$SECONDS"' EXIT
+
+.PHONY: help
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-17s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: setup
+setup: ## install what is missing: Debian packages, the Kubernetes binaries (Go modules), helm
+	$(call stage,installs Debian packages and builds the Kubernetes binaries into build/bin where they are missing)
+	tests/cluster/setup.sh
+
+.PHONY: check
+check: ## format, clippy with warnings denied, unit tests, generated files, chart, scripts; needs no cluster
+	$(call stage,format - clippy - unit tests and generated files - chart - scripts)
+	cargo fmt --all --check
+	cargo clippy --release --workspace --all-targets -- -D warnings
+	cargo test --release
+	tests/chart.sh
+	tests/readme.sh --static
+
+.PHONY: test
+test: export KUBECONFIG := $(cluster_kubeconfig)
+test: setup check images cluster-selftest cluster-up demo readme cluster-tests ## all tests: check, the local cluster itself, demo, README, tests on the cluster
+
+.PHONY: demo
+demo: ## the main job end to end; KUBECONFIG=... REGISTRY=... uses a cluster of yours, otherwise a local one starts
+	$(call stage,runs an InferenceJob on a real cluster)
+	tests/demo/demo.sh
+
+.PHONY: readme
+readme: ## runs the commands of README.md on the cluster that the demo left running
+	$(call stage,runs the commands of README.md)
+	tests/readme.sh
+
+# The last stage of `make test`: cargo's own closing lines stand at the end, so no stage line follows them.
+.PHONY: cluster-tests
+cluster-tests: export KUBECONFIG := $(cluster_kubeconfig)
+cluster-tests: ## the tests that need the local cluster, as `make demo` leaves it
+	@printf '\n== %s: %s\n' '$@' 'tests on the local cluster'
+	set -a
+	. build/images/images.env
+	set +a
+	cargo test --release --workspace --test jobs --test release
+
+# The self-test has a cluster of its own, and a machine has room for one: it stops the other, whose state stays.
+.PHONY: cluster-selftest
+cluster-selftest: setup ## test the local cluster itself: start, crash, stop, and that nothing is left
+	$(call stage,tests the local cluster itself)
+	tests/cluster/cluster down
+	tests/cluster/selftest.sh
+
+.PHONY: cluster-up
+cluster-up: setup ## start the local cluster (no effect if it runs)
+	$(call stage,starts the local cluster)
+	tests/cluster/cluster up
+
+.PHONY: cluster-down
+cluster-down: ## stop the local cluster; nothing of it keeps running
+	$(call stage,stops the local cluster)
+	tests/cluster/cluster down
+
+.PHONY: images
+images: setup ## build the release binaries and from them the images into build/images
+	$(call stage,builds the release binaries and the images)
+	tests/demo/images.sh
+
+.PHONY: generate
+generate: ## rewrite generated files: CRDs from their types, the golden rendering of the chart
+	$(call stage,rewrites the CRDs and the golden rendering of the chart)
+	REWRITE=1 cargo test --release -p joulecast-crds --test generated_yaml
+	REWRITE=1 tests/chart.sh
+
+.PHONY: bench
+bench: ## engine and meter figures on this machine, beside its own memory bandwidth
+	$(call stage,prefill and decode rates of the demo model)
+	cargo build --release --bin joulecast-runtime
+	target/release/joulecast-runtime bench --model tests/demo/model --engine candle --provider cpu \
+		--prompt-tokens 64 --gen-tokens 64 --batch 1 --repeat 5 --output json

@@ -1,0 +1,405 @@
+//! `InferenceJob`: a file of prompts, the models that would do, an objective; and what became of it.
+
+use crate::engine::{ArtifactFormat, DeviceClass, EngineName, Provider};
+use crate::inference_model::ClaimPath;
+use crate::report::EnergySource;
+use k8s_openapi::api::core::v1::{LocalObjectReference, ResourceRequirements, Toleration};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::{CustomResource, KubeSchema};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// A batch of prompts to be answered with the least energy that the objective allows.
+#[derive(CustomResource, KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[kube(
+    group = "joulecast.dev",
+    version = "v1alpha1",
+    kind = "InferenceJob",
+    plural = "inferencejobs",
+    namespaced,
+    status = "InferenceJobStatus",
+    shortname = "ij",
+    category = "joulecast",
+    derive = "PartialEq",
+    doc = "A file of prompts to be answered by one of several models, placed where it costs the least energy, with measured joules in its status.",
+    validation = Rule::new("self.metadata.name.size() <= 63").message("metadata.name: at most 63 characters, because it becomes the value of a label"),
+    printcolumn(name = "State", type_ = "string", json_path = ".status.state"),
+    printcolumn(name = "Engine", type_ = "string", json_path = ".status.plan.chosen[0].engine"),
+    printcolumn(name = "Provider", type_ = "string", json_path = ".status.plan.chosen[0].provider"),
+    printcolumn(name = "Node/Class", type_ = "string", json_path = ".status.placement"),
+    printcolumn(name = "Progress", type_ = "string", json_path = ".status.progress.summary"),
+    printcolumn(name = "Energy", type_ = "string", json_path = ".status.measured.energySummary"),
+    printcolumn(name = "J/Token", type_ = "string", json_path = ".status.measured.joulesPerOutputToken"),
+    printcolumn(name = "Predicted", type_ = "string", json_path = ".status.plan.predictedSummary"),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp")
+)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(
+    validation = Rule::new("self.models == oldSelf.models && self.input == oldSelf.input && self.output == oldSelf.output").message("models, input and output cannot be changed after creation: delete the job and create a new one")
+)]
+pub struct InferenceJobSpec {
+    /// The InferenceModels of this namespace that would do, at least one; the placement picks among them.
+    #[schemars(length(min = 1, max = 16))]
+    #[x_kube(merge_strategy = ListMerge::Map(vec!["name".into()]))]
+    pub models: Vec<ModelReference>,
+    /// Where the requests come from: OpenAI Batch JSONL, one request a line.
+    pub input: Input,
+    /// Where the results go.
+    pub output: Output,
+    /// What to optimise; energy alone if nothing is said.
+    #[serde(default)]
+    pub objective: Objective,
+    /// Limits on where the job may run; read until the job has been started.
+    #[serde(default)]
+    pub constraints: Constraints,
+    /// Largest fraction of lines that may end as error results, as a decimal string; above it the job is Failed, below it Complete with the failed lines counted.
+    #[serde(default = "default_max_failed_fraction")]
+    #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
+    pub max_failed_fraction: String,
+    /// How often a failed attempt is repeated before the job is Failed.
+    #[serde(default = "default_backoff_limit")]
+    #[schemars(range(min = 0, max = 100))]
+    pub backoff_limit: i32,
+    /// Stops the running pods and starts none while true; set to false to go on.
+    #[serde(default)]
+    pub suspend: bool,
+    /// Seconds after which a finished job is deleted with all that belongs to it but its output; never if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 0, max = 315_360_000))]
+    pub ttl_seconds_after_finished: Option<i32>,
+    /// Additions to the pods that run the job; read until the job has been started.
+    #[serde(default)]
+    pub pod_template: PodOverrides,
+}
+
+fn default_max_failed_fraction() -> String {
+    "0.1".into()
+}
+
+fn default_backoff_limit() -> i32 {
+    3
+}
+
+/// A reference to an InferenceModel of the same namespace.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ModelReference {
+    /// Name of the InferenceModel.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+}
+
+/// Where the requests come from; exactly one kind of source.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.persistentVolumeClaim) != has(self.configMap)").message("input: set exactly one of persistentVolumeClaim and configMap"))]
+pub struct Input {
+    /// A JSONL file on a PersistentVolumeClaim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<ClaimPath>,
+    /// A key of a ConfigMap, for small inputs (a ConfigMap holds 1 MiB at most).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config_map: Option<ConfigMapKey>,
+}
+
+/// A key of a ConfigMap in the namespace of the job.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigMapKey {
+    /// Name of the ConfigMap.
+    #[schemars(length(min = 1, max = 253))]
+    pub name: String,
+    /// Key under which the JSONL text stands.
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    pub key: String,
+}
+
+/// Where the results go.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Output {
+    /// A file on a PersistentVolumeClaim: results as JSONL, in the order of the input.
+    pub persistent_volume_claim: ClaimPath,
+}
+
+/// What to optimise.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Objective {
+    /// Weight of energy against accuracy as a decimal string: "1.0" looks at energy alone, "0.0" at accuracy alone.
+    #[serde(default = "default_zeta")]
+    #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
+    pub zeta: String,
+}
+
+fn default_zeta() -> String {
+    "1.0".into()
+}
+
+impl Default for Objective {
+    fn default() -> Self {
+        Self { zeta: default_zeta() }
+    }
+}
+
+/// Limits on where a job may run; an absent or empty list allows everything.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Constraints {
+    /// Engines that may be used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub engines: Vec<EngineName>,
+    /// Execution providers that may be used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub providers: Vec<Provider>,
+    /// Classes of nodes that may be used.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub device_classes: Vec<DeviceClass>,
+    /// Least accuracy score that a model must have, as a decimal string between "0" and "1".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
+    pub min_accuracy: Option<String>,
+}
+
+/// Additions to the pods that run the job. They cannot weaken the security context.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PodOverrides {
+    /// Labels of the pods besides Joulecast's own.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub labels: BTreeMap<String, String>,
+    /// Node labels that a node must have besides what the placement asks for.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 32))]
+    pub node_selector: BTreeMap<String, String>,
+    /// Taints that the pods tolerate.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32))]
+    pub tolerations: Vec<Toleration>,
+    /// Secrets for pulling the runtime image.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub image_pull_secrets: Vec<LocalObjectReference>,
+    /// Resources of the runtime container; the operator's defaults if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resources: Option<ResourceRequirements>,
+}
+
+/// What became of a job. Written by the operator alone, once per reconcile.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct InferenceJobStatus {
+    /// Generation of the spec that this status speaks of.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub observed_generation: Option<i64>,
+    /// One word for people, derived from the conditions: Pending, Running, Suspended, Complete or Failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub state: Option<String>,
+    /// Planned, Running, Suspended, Complete, Failed, EnergyReported: each with reason and message.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["type"]))]
+    pub conditions: Vec<Condition>,
+    /// Node that runs or ran the job, or the class of nodes while none is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub placement: Option<String>,
+    /// The placement and why it is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+    /// How far the job is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub progress: Option<Progress>,
+    /// What was measured, over all attempts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub measured: Option<Measured>,
+    /// UIDs of ended pods whose reports are in `measured` and whose report finalizer is about to be removed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256), inner(length(max = 64)))]
+    pub reported_pods: Vec<String>,
+    /// When the first pod was asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// When the job became Complete or Failed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub completion_time: Option<Time>,
+}
+
+/// The placement: what was chosen, what was left out, and why.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Plan {
+    /// Number of the plan; grows with every replan.
+    pub epoch: i32,
+    /// The chosen configurations.
+    #[serde(default)]
+    #[schemars(length(max = 16))]
+    pub chosen: Vec<ChosenConfiguration>,
+    /// The best candidates that were left out, each with its reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub left_out: Vec<LeftOutCandidate>,
+    /// Candidates left out beyond those listed, counted by reason.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub further_left_out: Vec<ReasonCount>,
+    /// "Modelled" if predictions decided, "Unmodelled" if no fitted energy model was at hand.
+    #[schemars(length(max = 32))]
+    pub basis: String,
+    /// Predicted energy for people; "unmodelled" without a fitted model.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub predicted_summary: Option<String>,
+}
+
+/// A configuration: model artifact, engine, provider and class of nodes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ChosenConfiguration {
+    /// InferenceModel.
+    #[schemars(length(max = 253))]
+    pub model: String,
+    /// Format of the artifact.
+    pub format: ArtifactFormat,
+    /// Position of the artifact in the model's spec.artifacts.
+    pub artifact_index: i32,
+    /// Engine.
+    pub engine: EngineName,
+    /// Execution provider.
+    pub provider: Provider,
+    /// Class of nodes.
+    pub device_class: DeviceClass,
+    /// Why it was chosen.
+    #[schemars(length(max = 512))]
+    pub reason: String,
+}
+
+/// A candidate that was left out, or all candidates of a model or engine that share a reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LeftOutCandidate {
+    /// InferenceModel.
+    #[schemars(length(max = 253))]
+    pub model: String,
+    /// Engine; absent if the reason holds for every engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineName>,
+    /// Execution provider; absent if the reason holds for every provider of the engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<Provider>,
+    /// Class of nodes; absent where the provider is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_class: Option<DeviceClass>,
+    /// Why it was left out, as a sentence.
+    #[schemars(length(max = 512))]
+    pub reason: String,
+}
+
+/// A number of candidates with one reason.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReasonCount {
+    /// Why they were left out.
+    #[schemars(length(max = 512))]
+    pub reason: String,
+    /// How many.
+    pub count: i32,
+}
+
+/// How far a job is.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Progress {
+    /// For people: lines done of all, for example "12/48".
+    #[schemars(length(max = 64))]
+    pub summary: String,
+    /// Lines of the input; absent until they were counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines_total: Option<i64>,
+    /// Lines that have a result.
+    pub lines_done: i64,
+    /// Lines whose result is an error.
+    pub lines_failed: i64,
+    /// Tokens generated.
+    pub tokens_out: i64,
+}
+
+/// What was measured, over all attempts.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Measured {
+    /// Gross energy in millijoules; absent if no meter gave a reading.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy_millijoules: Option<i64>,
+    /// Idle energy of the same device over the same window in millijoules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_millijoules: Option<i64>,
+    /// Gross minus idle in millijoules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_millijoules: Option<i64>,
+    /// Gross millijoules by domain, for example package and dram.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16))]
+    pub domain_millijoules: BTreeMap<String, i64>,
+    /// Where the energy figure comes from.
+    pub source: EnergySource,
+    /// Meter or model that gave the figure.
+    #[schemars(length(max = 256))]
+    pub meter: String,
+    /// Length of the metered windows in milliseconds.
+    pub window_milliseconds: i64,
+    /// For people: energy with its source, for example "41.2 J (Modelled)".
+    #[schemars(length(max = 64))]
+    pub energy_summary: String,
+    /// Gross joules per generated token as a decimal string; absent without energy or tokens.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub joules_per_output_token: Option<String>,
+    /// Wall time of the runs in milliseconds: loading and generating.
+    pub runtime_milliseconds: i64,
+    /// Prompt tokens of all attempts.
+    pub tokens_in: i64,
+    /// Generated tokens of all attempts.
+    pub tokens_out: i64,
+    /// Lines with a result, of the latest attempt.
+    pub lines_done: i64,
+    /// Lines whose result is an error, of the latest attempt.
+    pub lines_failed: i64,
+    /// Attempts whose reports are counted here.
+    pub attempts: i32,
+    /// Attempts that ended without a report, whose energy is therefore missing here.
+    pub attempts_without_report: i32,
+    /// Attempts with a report but without an energy reading, whose energy is therefore missing here.
+    #[serde(default)]
+    pub attempts_without_energy: i32,
+    /// Mean use of the run's CPUs in thousandths of one CPU (1000 = one CPU busy all the time).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_mean_millis: Option<i64>,
+    /// Highest use of CPUs over one sampling interval, in thousandths of one CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_peak_millis: Option<i64>,
+    /// Highest memory use in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_peak_bytes: Option<i64>,
+}
+
+/// Types of the conditions of an InferenceJob.
+pub mod conditions {
+    /// A placement was found.
+    pub const PLANNED: &str = "Planned";
+    /// Pods are at work.
+    pub const RUNNING: &str = "Running";
+    /// Every line has a result.
+    pub const COMPLETE: &str = "Complete";
+    /// The job ended without.
+    pub const FAILED: &str = "Failed";
+    /// spec.suspend is honoured.
+    pub const SUSPENDED: &str = "Suspended";
+    /// The reports of all attempts are in status.measured.
+    pub const ENERGY_REPORTED: &str = "EnergyReported";
+}

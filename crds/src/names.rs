@@ -1,0 +1,57 @@
+//! Names that manifests, scripts and other processes hold on to. Changing one is an API change.
+
+/// API group of all kinds.
+pub const GROUP: &str = "joulecast.dev";
+/// Field manager of everything that the operator applies.
+pub const FIELD_MANAGER: &str = "joulecast-operator";
+
+/// Node label: `cpu` or `cuda`; a node without it counts as `cpu`.
+pub const LABEL_DEVICE_CLASS: &str = "joulecast.dev/device-class";
+/// Node label: which meter the node has (`rapl`, `nvml`, `none`).
+pub const LABEL_METER: &str = "joulecast.dev/meter";
+/// Node label: model of the CPU, in label characters.
+pub const LABEL_CPU_MODEL: &str = "joulecast.dev/cpu-model";
+/// Node label: product name of the GPU, in label characters.
+pub const LABEL_GPU_PRODUCT: &str = "joulecast.dev/gpu-product";
+
+/// Label of child objects: name of the InferenceJob that they belong to.
+pub const LABEL_JOB: &str = "joulecast.dev/inference-job";
+/// Label of child objects: UID of the InferenceJob that they belong to, which tells a job from one of the same name.
+pub const LABEL_JOB_UID: &str = "joulecast.dev/inference-job-uid";
+/// Label of child objects: the plan's epoch, a number that grows with every plan of the job.
+pub const LABEL_EPOCH: &str = "joulecast.dev/epoch";
+/// Label of child objects: index of the chosen configuration in `status.plan.chosen`.
+pub const LABEL_CONFIGURATION: &str = "joulecast.dev/configuration";
+
+/// Finalizer of runtime pods: the operator removes it once the pod's report is in the status of its job.
+pub const FINALIZER_REPORT: &str = "joulecast.dev/report";
+
+/// Extended resource: one slot is one CPU package, the meter's domain.
+pub const RESOURCE_CPU: &str = "joulecast.dev/cpu";
+/// Extended resource: one slot is one GPU or one MIG instance.
+pub const RESOURCE_CUDA: &str = "joulecast.dev/cuda";
+
+/// Variable that carries the run specification as JSON into a runtime pod.
+pub const ENV_RUN_SPEC: &str = "JOULECAST_RUN_SPEC";
+/// Variable that carries the secret of the run's progress endpoint into a runtime pod.
+pub const ENV_PROGRESS_TOKEN: &str = "JOULECAST_PROGRESS_TOKEN";
+/// Port of a runtime pod on which `/progress` and `/metrics` answer.
+pub const PROGRESS_PORT: u16 = 9100;
+/// Name of the only container of a runtime pod.
+pub const CONTAINER: &str = "runtime";
+/// Longest termination message that the kubelet keeps, in bytes.
+pub const TERMINATION_MESSAGE_BYTES: usize = 4096;
+
+/// Exit codes of `joulecast-runtime`, which the operator reads to tell what to do about a failure.
+pub mod exit {
+    /// All lines have a result (failed lines included).
+    pub const DONE: u8 = 0;
+    /// A failure of the run that another attempt may not repeat (IO error, engine failure).
+    pub const FAILED: u8 = 1;
+    /// Wrong command line.
+    pub const USAGE: u8 = 2;
+    /// The run can never work as specified: missing model, unreadable input, engine not in this build.
+    pub const INVALID: u8 = 78;
+    /// Stopped on request (SIGTERM), with a report.
+    pub const STOPPED: u8 = 143;
+}

@@ -1,0 +1,166 @@
+//! What a run says of itself when it ends: the termination message of its pod, as JSON of at most
+//! [`crate::names::TERMINATION_MESSAGE_BYTES`] bytes.
+
+use crate::engine::{DeviceClass, EngineName, Provider};
+use crate::run_spec::RunIdentity;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Where an energy figure comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum EnergySource {
+    /// Counters of the hardware.
+    Measured,
+    /// CPU time multiplied by stated watts.
+    Modelled,
+    /// No reading at all.
+    Unavailable,
+}
+
+/// The totals of one run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Report {
+    /// Version of this format, [`crate::run_spec::VERSION`].
+    pub version: u32,
+    /// Whose run it is; absent for a run from the command line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run: Option<RunIdentity>,
+    /// Engine.
+    pub engine: EngineName,
+    /// Version of the engine.
+    pub engine_version: String,
+    /// Execution provider.
+    pub provider: Provider,
+    /// Class of the device.
+    pub device_class: DeviceClass,
+    /// Number format in which the engine computed.
+    pub dtype: String,
+    /// Sequences decoded together.
+    pub batch: u32,
+    /// Threads used.
+    pub threads: u32,
+    /// Counts of lines.
+    pub lines: LineCounts,
+    /// Prompt tokens of all lines that were computed.
+    pub tokens_in: u64,
+    /// Generated tokens.
+    pub tokens_out: u64,
+    /// Durations of the phases.
+    pub milliseconds: PhaseMilliseconds,
+    /// Energy of the window from before the model was loaded to after the last line.
+    pub energy: EnergyReport,
+    /// Use of resources over the same window.
+    pub utilisation: Utilisation,
+    /// SHA-256 of the finished output file in hexadecimal; absent if it was not finished.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_sha256: Option<String>,
+    /// Why the run ended early, if it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+}
+
+/// Counts of lines.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LineCounts {
+    /// Lines of the input that are requests (blank lines are none).
+    pub total: u64,
+    /// Lines that have a result, error results included.
+    pub done: u64,
+    /// Lines whose result is an error.
+    pub failed: u64,
+}
+
+/// Durations of the phases in milliseconds; `prefill` and `decode` are device time, the rest wall time.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PhaseMilliseconds {
+    /// Measuring idle power before the run; not part of the energy window.
+    pub idle_baseline: u64,
+    /// Loading the model.
+    pub load: u64,
+    /// Prefill.
+    pub prefill: u64,
+    /// Decode.
+    pub decode: u64,
+    /// The energy window: from before loading to after the last line.
+    pub total: u64,
+}
+
+/// Energy of one window; every part that was not read is absent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EnergyReport {
+    /// Where the figures come from.
+    pub source: EnergySource,
+    /// Meter, or the model with its watts and their origin.
+    pub meter: String,
+    /// Length of the window in milliseconds.
+    pub window_milliseconds: u64,
+    /// All joules of the slot over the window, in millijoules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gross_millijoules: Option<u64>,
+    /// What the device would have used idle, in millijoules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_millijoules: Option<u64>,
+    /// Gross minus idle, in millijoules; 0 where idle was larger than gross.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_millijoules: Option<u64>,
+    /// Gross millijoules by domain.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub domain_millijoules: BTreeMap<String, u64>,
+    /// What the reader must know: zones that vanished, a wrap that could not be excluded, idle that could not be measured.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
+}
+
+/// Use of resources over the energy window.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Utilisation {
+    /// Mean use of CPUs in thousandths of one CPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_mean_millis: Option<u64>,
+    /// Highest use of CPUs over one sampling interval.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpu_peak_millis: Option<u64>,
+    /// Highest resident memory in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_peak_bytes: Option<u64>,
+    /// Mean use of the GPU in thousandths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_mean_millis: Option<u64>,
+    /// Highest GPU memory in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_peak_bytes: Option<u64>,
+}
+
+/// Why a run ended early.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Failure {
+    /// One word in CamelCase, stable: becomes the reason of a condition.
+    pub reason: String,
+    /// What happened and what to do about it.
+    pub message: String,
+}
+
+/// Progress of a run as `/progress` serves it.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RunProgress {
+    /// Lines of the input; absent until they were counted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lines_total: Option<u64>,
+    /// Lines that have a result.
+    pub lines_done: u64,
+    /// Lines whose result is an error.
+    pub lines_failed: u64,
+    /// Tokens generated.
+    pub tokens_out: u64,
+    /// Gross millijoules so far, if a meter gives them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gross_millijoules: Option<u64>,
+}

@@ -1,0 +1,131 @@
+//! The `joulecast-operator` binary: arguments, logs, and the life of the process.
+
+use anyhow::{Context as _, Result};
+use clap::{Parser, ValueEnum};
+use futures::StreamExt;
+use joulecast_operator::config::Config;
+use joulecast_operator::controller::{self, Context, caches, observe, orphans};
+use joulecast_operator::metrics::Metrics;
+use joulecast_operator::progress::{ProgressKey, ProgressReader};
+use joulecast_operator::serve;
+use kube::Client;
+use kube::runtime::events::{Recorder, Reporter};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::{Notify, watch};
+use tracing_subscriber::EnvFilter;
+
+/// Places InferenceJobs, runs them as Kubernetes Jobs, and writes prediction beside measurement into their status.
+#[derive(Debug, Parser)]
+#[command(name = "joulecast-operator", version)]
+struct Arguments {
+    /// Configuration file (YAML).
+    #[arg(long)]
+    config: PathBuf,
+    /// File with at least 32 bytes from which the secrets of the runs' progress endpoints are made; without it a key
+    /// is made at each start, and progress of runs from before a restart cannot be read.
+    #[arg(long)]
+    progress_key_file: Option<PathBuf>,
+    /// Address of /healthz, /readyz and /metrics.
+    #[arg(long, default_value = "0.0.0.0:8080")]
+    listen: SocketAddr,
+    /// The only namespace whose jobs are seen to; all if absent.
+    #[arg(long)]
+    watch_namespace: Option<String>,
+    /// Form of the log lines on stderr; RUST_LOG filters them.
+    #[arg(long, value_enum, default_value_t = LogFormat::Text)]
+    log_format: LogFormat,
+    /// Name of this instance in events.
+    #[arg(long, env = "POD_NAME", hide_env_values = true)]
+    instance: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum LogFormat {
+    Text,
+    Json,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    match arguments.log_format {
+        LogFormat::Text => log.init(),
+        LogFormat::Json => log.json().init(),
+    }
+    // One thread: the work is waiting, and memory stays small.
+    let outcome = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("no async runtime")
+        .and_then(|runtime| runtime.block_on(run(arguments)));
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!("{error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(arguments: Arguments) -> Result<()> {
+    let config = Config::read(&arguments.config)?;
+    let key = match &arguments.progress_key_file {
+        Some(path) => ProgressKey::read(path).with_context(|| format!("--progress-key-file {}", path.display()))?,
+        None => {
+            tracing::warn!(
+                "no --progress-key-file: the key lives as long as this process, so the progress of runs that are at \
+                 work now cannot be read"
+            );
+            ProgressKey::random().context("no randomness for the progress key")?
+        }
+    };
+    // Before anything is started, so that no signal is missed.
+    let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
+    let client = Client::try_default().await.context("no cluster: neither in a pod nor a kubeconfig")?;
+    let listener = tokio::net::TcpListener::bind(arguments.listen)
+        .await
+        .with_context(|| format!("--listen {}", arguments.listen))?;
+
+    let deletions = Arc::new(Notify::new());
+    let (caches, controller) = caches::watch(&client, arguments.watch_namespace.as_deref(), deletions.clone());
+    let reporter = Reporter { controller: "joulecast-operator".into(), instance: arguments.instance };
+    let context = Arc::new(Context {
+        recorder: Recorder::new(client.clone(), reporter),
+        metrics: Metrics::new(caches.jobs.clone()),
+        progress: ProgressReader::new(key, Duration::from_secs(u64::from(config.progress_seconds))),
+        clock: observe::now,
+        failures: Mutex::default(),
+        client,
+        caches,
+        config,
+    });
+
+    let (stop, stopped) = watch::channel(());
+    let until_stop = || {
+        let mut stopped = stopped.clone();
+        async move { drop(stopped.changed().await) }
+    };
+    let server = tokio::spawn(serve::serve(listener, context.clone(), until_stop()));
+    let releaser = tokio::spawn(orphans::keep_releasing(context.clone(), deletions));
+    let reconciles = controller::run(controller, context, until_stop()).for_each(|()| std::future::ready(()));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %arguments.listen, "started");
+    let signals = async {
+        tokio::select! {
+            _ = terminate.recv() => tracing::info!("SIGTERM: finishing what was begun"),
+            _ = interrupt.recv() => tracing::info!("SIGINT: finishing what was begun"),
+        }
+        let _ = stop.send(());
+    };
+    tokio::join!(reconciles, signals);
+    releaser.abort();
+    server.await.context("the server's task")?.context("the server")?;
+    tracing::info!("stopped");
+    Ok(())
+}

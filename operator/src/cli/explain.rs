@@ -1,0 +1,161 @@
+//! `joulecast explain JOB`: why a job is where it is, candidate by candidate.
+
+use super::access::{Access, block_on};
+use anyhow::{Context, Result};
+use clap::{Args, ValueEnum};
+use joulecast_crds::{InferenceJob, InferenceJobStatus};
+use kube::Api;
+use std::fmt::Write as _;
+
+/// Says why a job runs where it runs, why every other candidate was left out, and what it cost.
+#[derive(Debug, Args)]
+pub struct Explain {
+    /// Name of the InferenceJob.
+    job: String,
+    #[command(flatten)]
+    access: Access,
+    /// text for people, json for one JSON document (the job's status).
+    #[arg(short, long, default_value = "text")]
+    output: Output,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum Output {
+    Text,
+    Json,
+}
+
+impl Explain {
+    /// Prints the explanation to `out`.
+    ///
+    /// # Errors
+    /// If the job cannot be read.
+    pub fn run(&self, out: &mut dyn std::io::Write) -> Result<()> {
+        let job: InferenceJob = block_on(async {
+            let jobs: Api<InferenceJob> = Api::default_namespaced(self.access.client().await?);
+            jobs.get(&self.job).await.with_context(|| format!("InferenceJob {} cannot be read", self.job))
+        })?;
+        let status = job.status.unwrap_or_default();
+        match self.output {
+            Output::Text => out.write_all(text(&self.job, &status).as_bytes())?,
+            Output::Json => {
+                serde_json::to_writer_pretty(&mut *out, &status)?;
+                writeln!(out)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The explanation of a job's status for people.
+#[must_use]
+pub fn text(name: &str, status: &InferenceJobStatus) -> String {
+    let mut text = String::new();
+    let state = status.state.as_deref().unwrap_or("not seen by the operator yet");
+    let _ = writeln!(text, "InferenceJob {name}: {state}");
+    for condition in &status.conditions {
+        let _ =
+            writeln!(text, "  {}={} {}: {}", condition.type_, condition.status, condition.reason, condition.message);
+    }
+    if let Some(plan) = &status.plan {
+        let _ = writeln!(text, "\nPlacement (plan {}, {})", plan.epoch, plan.basis.to_lowercase());
+        for chosen in &plan.chosen {
+            let _ = writeln!(
+                text,
+                "  chosen    {} as {} on {}/{}, nodes of class {}\n            {}",
+                chosen.model, chosen.format, chosen.engine, chosen.provider, chosen.device_class, chosen.reason
+            );
+        }
+        if let Some(placement) = &status.placement {
+            let _ = writeln!(text, "            node or class: {placement}");
+        }
+        for left in &plan.left_out {
+            let engine = left.engine.map_or("any engine", |engine| engine.as_str());
+            let provider = left.provider.map_or("any provider", |provider| provider.as_str());
+            let _ = writeln!(text, "  left out  {} on {engine}/{provider}: {}", left.model, left.reason);
+        }
+        for further in &plan.further_left_out {
+            let _ = writeln!(text, "  left out  {} more: {}", further.count, further.reason);
+        }
+    }
+    if let Some(measured) = &status.measured {
+        let _ = writeln!(text, "\nEnergy over {} ms by {}", measured.window_milliseconds, measured.meter);
+        for (what, value) in [
+            ("gross", measured.energy_millijoules),
+            ("idle", measured.idle_millijoules),
+            ("net", measured.net_millijoules),
+        ] {
+            match value {
+                Some(millijoules) => {
+                    let _ = writeln!(text, "  {what:<5} {}.{:03} J", millijoules / 1000, millijoules % 1000);
+                }
+                None => {
+                    let _ = writeln!(text, "  {what:<5} not known");
+                }
+            }
+        }
+        for (domain, millijoules) in &measured.domain_millijoules {
+            let _ = writeln!(text, "  of it {domain}: {}.{:03} J", millijoules / 1000, millijoules % 1000);
+        }
+        if let Some(per_token) = &measured.joules_per_output_token {
+            let _ = writeln!(text, "  {per_token} J per generated token");
+        }
+        let _ = writeln!(
+            text,
+            "  {} lines, {} failed; {} tokens in, {} out; {} ms of run time in {} attempts",
+            measured.lines_done,
+            measured.lines_failed,
+            measured.tokens_in,
+            measured.tokens_out,
+            measured.runtime_milliseconds,
+            measured.attempts
+        );
+        if measured.attempts_without_energy > 0 {
+            let _ = writeln!(
+                text,
+                "  missing: the energy of {} attempts that had no reading",
+                measured.attempts_without_energy
+            );
+        }
+        if measured.attempts_without_report > 0 {
+            let _ = writeln!(
+                text,
+                "  missing: the energy of {} attempts that ended without a report",
+                measured.attempts_without_report
+            );
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_explanation_names_chosen_and_left_out_candidates_and_what_is_not_known() {
+        let status: InferenceJobStatus = serde_json::from_value(serde_json::json!({
+            "state": "Complete",
+            "conditions": [{"type": "Complete", "status": "True", "reason": "AllLinesDone", "message": "4 lines", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
+            "plan": {
+                "epoch": 1, "basis": "Unmodelled",
+                "chosen": [{"model": "demo", "format": "safetensors", "artifactIndex": 0, "engine": "candle", "provider": "cpu", "deviceClass": "cpu", "reason": "the only one that can run"}],
+                "leftOut": [{"model": "demo", "engine": "onnx", "provider": "cpu", "deviceClass": "cpu", "reason": "no artifact for onnx"}],
+                "furtherLeftOut": [{"reason": "no node of class cuda", "count": 3}]
+            },
+            "measured": {"energyMillijoules": 12_034, "source": "Modelled", "meter": "cpu-time", "windowMilliseconds": 900, "energySummary": "12 J (Modelled)",
+                "runtimeMilliseconds": 900, "tokensIn": 4, "tokensOut": 8, "linesDone": 4, "linesFailed": 0, "attempts": 1, "attemptsWithoutReport": 1}
+        }))
+        .unwrap();
+        let text = text("j", &status);
+        for shown in [
+            "demo on onnx/cpu: no artifact for onnx",
+            "3 more: no node",
+            "12.034 J",
+            "idle  not known",
+            "missing: the energy of 1",
+        ] {
+            assert!(text.contains(shown), "{shown:?} is missing in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,287 @@
+//! The operator's configuration file (`--config FILE`, YAML), which the chart renders from its values.
+//!
+//! ```yaml
+//! runtimes:                       # what can run: at least one image
+//! - image: localhost/joulecast/runtime:0.1.0
+//!   pullPolicy: IfNotPresent      # Always, IfNotPresent (default) or Never
+//!   engines: [candle]
+//!   providers: [cpu]
+//! podDefaults:
+//!   resources:                    # of a runtime container whose job names none; this is the default
+//!     requests: {cpu: "1", memory: 1Gi}
+//!     limits: {cpu: "1", memory: 1Gi}
+//! watts:                          # power of one CPU where a node has no meter; the runtime's own table if absent
+//!   busyMilliwattsPerCpu: 7000
+//!   idleMilliwattsPerCpu: 1500
+//! networkPolicy:                  # one NetworkPolicy per job; none is made if the key is absent
+//!   operator:                     # a NetworkPolicyPeer that selects the operator's own pods
+//!     namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: joulecast}}
+//!     podSelector: {matchLabels: {app.kubernetes.io/name: joulecast-operator}}
+//!   extraFrom: []                 # further peers that may read the runs' metrics, for example Prometheus
+//! progressSeconds: 2              # how often a run's progress is read, and at most written to its status (1..=300)
+//! ```
+//!
+//! Keys that are not listed here are refused with their line. Inside `resources`, `operator` and `extraFrom` the
+//! fields are those of Kubernetes.
+//!
+//! # Access that the operator needs
+//!
+//! Cluster-wide, or in the namespace of `--watch-namespace` (then `nodes` alone needs a ClusterRole):
+//!
+//! | group | resource | verbs | for |
+//! |---|---|---|---|
+//! | joulecast.dev | inferencejobs | list, watch, delete | what is wanted; delete for `ttlSecondsAfterFinished` |
+//! | joulecast.dev | inferencejobs/status | patch | the one status write |
+//! | joulecast.dev | inferencemodels | list, watch | where artifacts lie |
+//! | batch | jobs | list, watch, create, patch | child Jobs by server-side apply; suspend |
+//! | (core) | pods | list, watch, patch | reports and progress; patch removes the report finalizer |
+//! | (core) | nodes | list, watch | labels only: which device classes there are |
+//! | networking.k8s.io | networkpolicies | create, patch | one policy per job; leave out without `networkPolicy` |
+//! | events.k8s.io | events | create, patch | the story of a job |
+//!
+//! Nothing else: no Secrets, no ConfigMaps, no PersistentVolumeClaims (a missing claim is told by the pod's own
+//! conditions). Child objects are deleted by garbage collection through owner references without
+//! `blockOwnerDeletion`, so `inferencejobs/finalizers` is not needed.
+
+use joulecast_crds::run_spec::WattSettings;
+use joulecast_crds::{EngineName, Provider};
+use k8s_openapi::api::core::v1::ResourceRequirements;
+use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use thiserror::Error;
+
+/// The whole file.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Config {
+    /// Runtime images with what each can run; the first that offers an engine with a provider is used.
+    pub runtimes: Vec<Runtime>,
+    /// What pods get where their job says nothing.
+    #[serde(default)]
+    pub pod_defaults: PodDefaults,
+    /// Power of one CPU for the model-based estimate on nodes without a meter.
+    #[serde(default)]
+    pub watts: Option<WattSettings>,
+    /// Who may reach the progress port of runs; without it no NetworkPolicy is made.
+    #[serde(default)]
+    pub network_policy: Option<NetworkPolicyConfig>,
+    /// Seconds between two readings of a run's progress, which is also the shortest time between two writes of it.
+    #[serde(default = "default_progress_seconds")]
+    pub progress_seconds: u32,
+}
+
+fn default_progress_seconds() -> u32 {
+    2
+}
+
+/// One runtime image.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Runtime {
+    /// Image reference.
+    pub image: String,
+    /// When the kubelet pulls it.
+    #[serde(default)]
+    pub pull_policy: PullPolicy,
+    /// Engines that its build contains.
+    pub engines: Vec<EngineName>,
+    /// Execution providers that its build contains; it offers each engine with those of them that the engine knows.
+    pub providers: Vec<Provider>,
+}
+
+impl Runtime {
+    /// Whether this image runs the engine with the provider.
+    #[must_use]
+    pub fn offers(&self, engine: EngineName, provider: Provider) -> bool {
+        self.engines.contains(&engine) && self.providers.contains(&provider) && engine.providers().contains(&provider)
+    }
+}
+
+/// When the kubelet pulls an image.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub enum PullPolicy {
+    /// At every start.
+    Always,
+    /// If the node lacks it.
+    #[default]
+    IfNotPresent,
+    /// Never; the node must have it.
+    Never,
+}
+
+impl PullPolicy {
+    /// The name in a pod.
+    #[must_use]
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
+        }
+    }
+}
+
+/// What pods get where their job says nothing.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PodDefaults {
+    /// Resources of the runtime container.
+    #[serde(default = "default_resources")]
+    pub resources: ResourceRequirements,
+}
+
+impl Default for PodDefaults {
+    fn default() -> Self {
+        Self { resources: default_resources() }
+    }
+}
+
+fn default_resources() -> ResourceRequirements {
+    let amounts =
+        BTreeMap::from([("cpu".to_owned(), Quantity("1".into())), ("memory".to_owned(), Quantity("1Gi".into()))]);
+    ResourceRequirements { requests: Some(amounts.clone()), limits: Some(amounts), ..Default::default() }
+}
+
+/// Who may reach the progress port of runs.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct NetworkPolicyConfig {
+    /// Selects the operator's own pods.
+    pub operator: NetworkPolicyPeer,
+    /// Further peers, for example Prometheus.
+    #[serde(default)]
+    pub extra_from: Vec<NetworkPolicyPeer>,
+}
+
+/// Why a configuration cannot be used.
+#[derive(Debug, Error)]
+pub enum ConfigError {
+    /// The file cannot be read.
+    #[error("{}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the system said.
+        source: std::io::Error,
+    },
+    /// The text is not such a file; the message names key and line.
+    #[error("{}: {message}", path.display())]
+    Parse {
+        /// The file.
+        path: PathBuf,
+        /// Key, line and what is wrong.
+        message: String,
+    },
+    /// A value is out of its range.
+    #[error("{}: {key}: {message}", path.display())]
+    Value {
+        /// The file.
+        path: PathBuf,
+        /// The key.
+        key: String,
+        /// What is wrong and what would be right.
+        message: String,
+    },
+}
+
+impl Config {
+    /// Reads and checks a file.
+    ///
+    /// # Errors
+    /// If the file cannot be read, has an unknown or missing key, or a value out of range.
+    pub fn read(path: &Path) -> Result<Self, ConfigError> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+        Self::parse(&text, path)
+    }
+
+    /// Parses and checks the text of a file; `path` is for messages.
+    ///
+    /// # Errors
+    /// As [`Config::read`].
+    pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
+        let config: Self = serde_yaml::from_str(text)
+            .map_err(|error| ConfigError::Parse { path: path.to_owned(), message: error.to_string() })?;
+        let wrong = |key: String, message: &str| {
+            Err(ConfigError::Value { path: path.to_owned(), key, message: message.to_owned() })
+        };
+        if config.runtimes.is_empty() {
+            return wrong("runtimes".into(), "is empty: name at least one runtime image");
+        }
+        for (index, runtime) in config.runtimes.iter().enumerate() {
+            let at = |field: &str| format!("runtimes[{index}].{field}");
+            if runtime.image.trim().is_empty() {
+                return wrong(at("image"), "is empty: give an image reference");
+            }
+            if runtime.engines.is_empty() {
+                return wrong(at("engines"), "is empty: name the engines that the image contains");
+            }
+            if runtime.providers.is_empty() {
+                return wrong(at("providers"), "is empty: name the providers that the image contains");
+            }
+        }
+        if !(1..=300).contains(&config.progress_seconds) {
+            return wrong("progressSeconds".into(), "must be between 1 and 300");
+        }
+        Ok(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(text: &str) -> Result<Config, String> {
+        Config::parse(text, Path::new("config.yaml")).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn a_short_file_gets_the_documented_defaults() {
+        let config = parse("runtimes: [{image: r:1, engines: [candle], providers: [cpu]}]").unwrap();
+        assert_eq!(config.runtimes[0].pull_policy, PullPolicy::IfNotPresent);
+        assert_eq!(config.progress_seconds, 2);
+        assert_eq!(config.pod_defaults.resources.limits.unwrap()["memory"].0, "1Gi");
+        assert!(config.network_policy.is_none() && config.watts.is_none());
+        assert!(config.runtimes[0].offers(EngineName::Candle, Provider::Cpu));
+        assert!(!config.runtimes[0].offers(EngineName::Candle, Provider::Cuda));
+    }
+
+    #[test]
+    fn the_file_in_the_documentation_is_accepted() {
+        let text: String = include_str!("config.rs")
+            .lines()
+            .skip_while(|line| *line != "//! ```yaml")
+            .skip(1)
+            .take_while(|line| *line != "//! ```")
+            .map(|line| format!("{}\n", line.strip_prefix("//! ").unwrap()))
+            .collect();
+        let config = parse(&text).unwrap();
+        assert!(config.network_policy.unwrap().operator.pod_selector.is_some());
+        assert_eq!(config.watts.unwrap().busy_milliwatts_per_cpu, 7000);
+    }
+
+    #[test]
+    fn wrong_files_are_refused_with_file_key_and_line() {
+        for (text, expected) in [
+            ("runtimes:\n- image: r:1\n  engine: [candle]\n", &["config.yaml", "`engine`", "line 3"][..]),
+            ("runtimes: []\n", &["config.yaml", "runtimes", "at least one"]),
+            ("runtimes: [{image: '', engines: [candle], providers: [cpu]}]", &["runtimes[0].image"]),
+            ("runtimes: [{image: r, engines: [], providers: [cpu]}]", &["runtimes[0].engines"]),
+            ("runtimes: [{image: r, engines: [candle], providers: []}]", &["runtimes[0].providers"]),
+            ("runtimes:\n- image: r\n  engines: [tensorrt]\n  providers: [cpu]\n", &["tensorrt", "line 3", "candle"]),
+            (
+                "runtimes: [{image: r, engines: [candle], providers: [cpu]}]\nprogressSeconds: 0\n",
+                &["progressSeconds", "between 1 and 300"],
+            ),
+            ("{}", &["runtimes"]),
+        ] {
+            let message = parse(text).unwrap_err();
+            for part in expected {
+                assert!(message.contains(part), "{text:?}: {message:?} lacks {part:?}");
+            }
+        }
+    }
+}

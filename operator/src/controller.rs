@@ -1,0 +1,208 @@
+//! The controller of InferenceJobs. A reconcile is a list of verbs over one snapshot: observe, validate, decide, build,
+//! apply, status. Only `observe`, `apply` and `status` talk to anybody; everything between is pure.
+//!
+//! Invariants: nothing that matters lives in memory only (a restarted operator reads all of it back); a status is
+//! written at most once per reconcile, only if it changed, and only over the version that was read.
+
+use crate::config::Config;
+use crate::metrics::Metrics;
+use crate::progress::ProgressReader;
+use apply::{ApplyError, Class};
+use decide::{ChildAction, Decision};
+use futures::{Stream, StreamExt};
+use joulecast_crds::InferenceJob;
+use k8s_openapi::jiff::Timestamp;
+use kube::api::{DeleteParams, Preconditions, PropagationPolicy};
+use kube::runtime::controller::{Action, Controller};
+use kube::runtime::events::Recorder;
+use kube::{Api, Client, Resource};
+use observe::Snapshot;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+use thiserror::Error;
+
+pub mod account;
+pub mod apply;
+pub mod build;
+pub mod caches;
+pub mod candidates;
+pub mod decide;
+pub mod facts;
+pub mod observe;
+pub mod orphans;
+pub mod status;
+pub mod story;
+pub mod validate;
+
+#[cfg(test)]
+pub(crate) mod samples;
+#[cfg(test)]
+mod scenarios;
+
+/// First and longest time before another try after an error.
+const BACKOFF: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
+/// When a pod that is being deleted is looked at again.
+const LOST_POD_AGAIN: Duration = Duration::from_secs(15);
+/// When something is tried again that the API server refused, or that something else stood in the way of.
+const REFUSED_AGAIN: Duration = Duration::from_secs(60);
+
+/// What reconciles share.
+pub struct Context {
+    /// The API.
+    pub client: Client,
+    /// What is watched.
+    pub caches: caches::Caches,
+    /// The configuration.
+    pub config: Config,
+    /// Reads the progress of runs.
+    pub progress: ProgressReader,
+    /// Writes events.
+    pub recorder: Recorder,
+    /// Counts.
+    pub metrics: Metrics,
+    /// The clock.
+    pub clock: fn() -> Timestamp,
+    /// Failed reconciles in a row, by UID; only for the backoff.
+    pub failures: Mutex<HashMap<String, u32>>,
+}
+
+/// Why a reconcile failed and will be tried again.
+#[derive(Debug, Error)]
+pub enum Error {
+    /// Something could not be applied.
+    #[error(transparent)]
+    Apply(#[from] ApplyError),
+    /// The status could not be written.
+    #[error("status: {0}")]
+    Status(#[source] kube::Error),
+    /// The finished job could not be deleted.
+    #[error("deletion: {0}")]
+    Delete(#[source] kube::Error),
+}
+
+impl Error {
+    /// What to do about it.
+    #[must_use]
+    pub fn class(&self) -> Class {
+        match self {
+            Self::Apply(error) => apply::class(&error.source),
+            Self::Status(error) | Self::Delete(error) => apply::class(error),
+        }
+    }
+}
+
+/// Brings one job a step further.
+///
+/// # Errors
+/// If the API could not be written to; nothing is lost then, the next try starts anew.
+pub async fn reconcile(job: Arc<InferenceJob>, context: Arc<Context>) -> Result<Action, Error> {
+    if job.meta().deletion_timestamp.is_some() || !context.caches.ready().await {
+        return Ok(Action::await_change()); // `orphans` sees to the pods of a job that is going
+    }
+    let started = Instant::now();
+    let snapshot = observe::observe(job, &context).await; // reads
+    let job = validate::validate(&snapshot.job, &snapshot.models);
+    let decision = decide::decide(&snapshot, job.as_ref(), &context.config);
+    if decision.expires.is_some_and(|expires| expires <= snapshot.now) {
+        return delete(&snapshot, &context.client).await; // writes
+    }
+    let job = job.ok();
+    let mut prepared = build::build(&decision, job.as_ref(), &context.config, context.progress.key());
+    prepared.namespace = snapshot.job.meta().namespace.clone().unwrap_or_default();
+    let applied = apply::apply(&prepared, &context.client).await?; // writes
+    let computed = status::compute(&snapshot, job.as_ref(), &decision, &applied);
+    match status::write(&snapshot, &computed.status, &context.client).await {
+        Ok(true) => tell(&snapshot, &computed, &context).await, // writes
+        Ok(false) => {}
+        Err(error) if apply::class(&error) == Class::Gone => return Ok(Action::await_change()),
+        Err(error) => return Err(Error::Status(error)),
+    }
+    context.metrics.reconciled(started.elapsed());
+    forget_failures(&snapshot.job, &context);
+    Ok(next(&snapshot, &decision, &applied, &context))
+}
+
+/// When to look again without being told of a change.
+fn next(snapshot: &Snapshot, decision: &Decision, applied: &apply::Applied, context: &Context) -> Action {
+    if snapshot.running().is_some() {
+        Action::requeue(context.progress.interval())
+    } else if snapshot.pods.iter().any(|pod| pod.deleting && pod.end().is_none()) {
+        // A pod whose node is lost is given up after a time of which no watch tells.
+        Action::requeue(LOST_POD_AGAIN)
+    } else if applied.refused.is_some() || matches!(decision.child, ChildAction::Blocked { .. }) {
+        Action::requeue(REFUSED_AGAIN)
+    } else if let Some(expires) = decision.expires {
+        let left = expires.duration_since(snapshot.now);
+        Action::requeue(Duration::try_from(left).unwrap_or(Duration::ZERO).max(Duration::from_secs(1)))
+    } else {
+        Action::await_change()
+    }
+}
+
+async fn tell(snapshot: &Snapshot, computed: &status::Computed, context: &Context) {
+    context.metrics.counted(&computed.counted);
+    let about = snapshot.job.object_ref(&());
+    for event in story::events(snapshot.status(), computed) {
+        if let Err(error) = context.recorder.publish(&event, &about).await {
+            tracing::warn!(%error, reason = event.reason, "an event could not be written");
+        }
+    }
+}
+
+async fn delete(snapshot: &Snapshot, client: &Client) -> Result<Action, Error> {
+    let meta = snapshot.job.meta();
+    let name = meta.name.clone().unwrap_or_default();
+    let api: Api<InferenceJob> = Api::namespaced(client.clone(), meta.namespace.as_deref().unwrap_or_default());
+    let params = DeleteParams {
+        propagation_policy: Some(PropagationPolicy::Background),
+        preconditions: Some(Preconditions { uid: meta.uid.clone(), resource_version: None }),
+        ..DeleteParams::default()
+    };
+    match api.delete(&name, &params).await {
+        Ok(_) => tracing::info!(name, "deleted: its ttlSecondsAfterFinished is over"),
+        Err(error) if matches!(apply::class(&error), Class::Gone | Class::Conflict) => {}
+        Err(error) => return Err(Error::Delete(error)),
+    }
+    Ok(Action::await_change())
+}
+
+fn failures(context: &Context) -> std::sync::MutexGuard<'_, HashMap<String, u32>> {
+    // The map is whole after every statement, whoever panicked.
+    context.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn forget_failures(job: &InferenceJob, context: &Context) {
+    failures(context).remove(job.meta().uid.as_deref().unwrap_or_default());
+}
+
+/// When to try again after an error: soon after a conflict, then ever later.
+pub fn on_error(job: Arc<InferenceJob>, error: &Error, context: Arc<Context>) -> Action {
+    let class = error.class();
+    context.metrics.failed(class);
+    let mut failures = failures(&context);
+    let count = failures.entry(job.meta().uid.clone().unwrap_or_default()).or_insert(0);
+    *count = count.saturating_add(1);
+    let (first, longest) = BACKOFF;
+    let wait =
+        if class == Class::Refused { longest } else { first.saturating_mul(1 << (*count - 1).min(16)).min(longest) };
+    tracing::warn!(%error, ?class, ?wait, "a reconcile failed");
+    Action::requeue(wait)
+}
+
+/// Reconciles until `stop`; the stream ends when all reconciles that were begun are done.
+pub fn run(
+    controller: Controller<InferenceJob>,
+    context: Arc<Context>,
+    stop: impl Future<Output = ()> + Send + Sync + 'static,
+) -> impl Stream<Item = ()> {
+    controller.graceful_shutdown_on(stop).run(reconcile, on_error, context).map(|result| {
+        use kube::runtime::controller::Error as RunError;
+        match result {
+            Ok((job, action)) => tracing::debug!(%job, ?action, "reconciled"),
+            // Deleted meanwhile; and errors of reconciles were logged by `on_error`.
+            Err(RunError::ObjectNotFound(_) | RunError::ReconcilerFailed(..)) => {}
+            Err(error) => tracing::warn!(%error, "a watch failed; it starts again"),
+        }
+    })
+}

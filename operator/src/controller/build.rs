@@ -1,0 +1,482 @@
+//! Fourth verb: the objects of a decision. Pure.
+//!
+//! The pods satisfy the `restricted` Pod Security Standard: no root, no privilege escalation, no capabilities, the
+//! runtime's default seccomp profile, a read-only root file system; and they hold no API token.
+
+use crate::config::Config;
+use crate::controller::decide::{ChildAction, Decision, Launch};
+use crate::controller::validate::{InputFile, ValidJob};
+use crate::progress::ProgressKey;
+use joulecast_crds::inference_model::ClaimPath;
+use joulecast_crds::names::{
+    CONTAINER, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_CONFIGURATION, LABEL_DEVICE_CLASS,
+    LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, PROGRESS_PORT, RESOURCE_CUDA, exit,
+};
+use joulecast_crds::run_spec::{RunIdentity, RunSpec, VERSION};
+use joulecast_crds::{DeviceClass, InferenceJob};
+use k8s_openapi::api::batch::v1::{
+    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
+    PodFailurePolicyRule,
+};
+use k8s_openapi::api::core::v1::{
+    Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, NodeAffinity, NodeSelector,
+    NodeSelectorRequirement, NodeSelectorTerm, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec,
+    PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
+};
+use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPort, NetworkPolicySpec};
+use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
+use kube::Resource;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// User and group of a runtime pod, and the group of its volumes.
+pub const RUN_AS: i64 = 65_532;
+/// Seconds that a run has to stop and report after it was asked to.
+const GRACE_SECONDS: i64 = 30;
+/// Sequences that are decoded together.
+const BATCH: u32 = 1;
+/// Where the volumes stand in the pod.
+const MODEL_DIR: &str = "/model";
+const INPUT_DIR: &str = "/input";
+const OUTPUT_DIR: &str = "/output";
+
+/// What is to be sent to the API, built and not yet applied.
+#[derive(Debug, Default, Clone, PartialEq)]
+pub struct Prepared {
+    /// Namespace of everything.
+    pub namespace: String,
+    /// To be applied first, so that no run is ever reachable by all.
+    pub network_policy: Option<Box<NetworkPolicy>>,
+    /// To be applied.
+    pub child: Option<Box<Job>>,
+    /// To be merged into the child of this name.
+    pub child_patch: Option<(String, Value)>,
+    /// To be merged (strategically) into the pods of these names.
+    pub pod_patches: Vec<(String, Value)>,
+}
+
+/// Builds.
+#[must_use]
+pub fn build(decision: &Decision, job: Option<&ValidJob>, config: &Config, key: &ProgressKey) -> Prepared {
+    let mut prepared = Prepared {
+        pod_patches: decision.release.iter().map(|(name, uid)| (name.clone(), release_patch(uid))).collect(),
+        ..Prepared::default()
+    };
+    match (&decision.child, job) {
+        (ChildAction::Launch(launch), Some(job)) => {
+            prepared.network_policy = network_policy(launch, job, config).map(Box::new);
+            prepared.child = Some(Box::new(child_job(launch, job, config, key)));
+        }
+        (ChildAction::Adjust { name, suspend, backoff_limit }, _) => {
+            let patch = json!({"spec": {"suspend": suspend, "backoffLimit": backoff_limit}});
+            prepared.child_patch = Some((name.clone(), patch));
+        }
+        (ChildAction::Launch(_) | ChildAction::Keep | ChildAction::Blocked { .. }, _) => {}
+    }
+    prepared
+}
+
+/// A strategic merge patch that takes the report finalizer, and nothing else, off the pod of this UID.
+#[must_use]
+pub fn release_patch(uid: &str) -> Value {
+    json!({"metadata": {"uid": uid, "$deleteFromPrimitiveList/finalizers": [FINALIZER_REPORT]}})
+}
+
+fn labels(launch: &Launch, job: &ValidJob) -> BTreeMap<String, String> {
+    [
+        ("app.kubernetes.io/name", "joulecast-runtime".to_owned()),
+        ("app.kubernetes.io/managed-by", "joulecast-operator".to_owned()),
+        (LABEL_JOB, job.name.clone()),
+        (LABEL_JOB_UID, job.uid.clone()),
+        (LABEL_EPOCH, launch.epoch.to_string()),
+        (LABEL_CONFIGURATION, launch.configuration.to_string()),
+    ]
+    .into_iter()
+    .map(|(key, value)| (key.to_owned(), value))
+    .collect()
+}
+
+fn metadata(launch: &Launch, job: &ValidJob) -> ObjectMeta {
+    ObjectMeta {
+        name: Some(launch.name.clone()),
+        namespace: Some(job.namespace.clone()),
+        labels: Some(labels(launch, job)),
+        // Without blockOwnerDeletion, which would need a further permission where owner references are enforced.
+        owner_references: Some(vec![OwnerReference {
+            api_version: InferenceJob::api_version(&()).into_owned(),
+            kind: InferenceJob::kind(&()).into_owned(),
+            name: job.name.clone(),
+            uid: job.uid.clone(),
+            controller: Some(true),
+            block_owner_deletion: None,
+        }]),
+        ..ObjectMeta::default()
+    }
+}
+
+fn child_job(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey) -> Job {
+    let mut pod_labels = job.pod.labels.clone();
+    pod_labels.extend(labels(launch, job));
+    Job {
+        metadata: metadata(launch, job),
+        spec: Some(JobSpec {
+            backoff_limit: Some(job.backoff_limit),
+            completions: Some(1),
+            parallelism: Some(1),
+            suspend: Some(job.suspend),
+            pod_failure_policy: Some(pod_failure_policy()),
+            pod_replacement_policy: Some("Failed".into()),
+            template: PodTemplateSpec {
+                metadata: Some(ObjectMeta {
+                    labels: Some(pod_labels),
+                    finalizers: Some(vec![FINALIZER_REPORT.into()]),
+                    ..ObjectMeta::default()
+                }),
+                spec: Some(pod_spec(launch, job, config, key)),
+            },
+            ..JobSpec::default()
+        }),
+        status: None,
+    }
+}
+
+/// A run that can never work fails at once; one that was asked to stop (suspended, evicted) or that its node took away is
+/// repeated without counting as a failure.
+fn pod_failure_policy() -> PodFailurePolicy {
+    let on_exit = |action: &str, codes: &[u8]| PodFailurePolicyRule {
+        action: action.into(),
+        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
+            container_name: Some(CONTAINER.into()),
+            operator: "In".into(),
+            values: codes.iter().copied().map(i32::from).collect(),
+        }),
+        on_pod_conditions: None,
+    };
+    let invalid = on_exit("FailJob", &[exit::USAGE, exit::INVALID]);
+    let stopped = on_exit("Ignore", &[exit::STOPPED]);
+    let disrupted = PodFailurePolicyRule {
+        action: "Ignore".into(),
+        on_exit_codes: None,
+        on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
+            type_: "DisruptionTarget".into(),
+            status: "True".into(),
+        }]),
+    };
+    PodFailurePolicy { rules: vec![invalid, stopped, disrupted] }
+}
+
+fn pod_spec(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey) -> PodSpec {
+    let (volumes, volume_mounts) = volumes(launch, job);
+    let pod = &job.pod;
+    PodSpec {
+        restart_policy: Some("Never".into()),
+        automount_service_account_token: Some(false),
+        enable_service_links: Some(false),
+        termination_grace_period_seconds: Some(GRACE_SECONDS),
+        security_context: Some(PodSecurityContext {
+            run_as_non_root: Some(true),
+            run_as_user: Some(RUN_AS),
+            run_as_group: Some(RUN_AS),
+            fs_group: Some(RUN_AS),
+            // A large volume is not walked through again for every pod.
+            fs_group_change_policy: Some("OnRootMismatch".into()),
+            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), ..SeccompProfile::default() }),
+            ..PodSecurityContext::default()
+        }),
+        affinity: Some(affinity(launch.chosen.device_class)),
+        node_selector: (!pod.node_selector.is_empty()).then(|| pod.node_selector.clone()),
+        tolerations: (!pod.tolerations.is_empty()).then(|| pod.tolerations.clone()),
+        image_pull_secrets: (!pod.image_pull_secrets.is_empty()).then(|| pod.image_pull_secrets.clone()),
+        containers: vec![Container {
+            name: CONTAINER.into(),
+            image: Some(launch.image.clone()),
+            image_pull_policy: Some(launch.pull_policy.as_str().into()),
+            args: Some(vec!["pod".into()]),
+            env: Some(environment(launch, job, config, key)),
+            ports: Some(vec![ContainerPort {
+                name: Some("progress".into()),
+                container_port: i32::from(PROGRESS_PORT),
+                protocol: Some("TCP".into()),
+                ..ContainerPort::default()
+            }]),
+            resources: Some(resources(launch, job, config)),
+            termination_message_policy: Some("File".into()),
+            security_context: Some(container_security()),
+            volume_mounts: Some(volume_mounts),
+            ..Container::default()
+        }],
+        volumes: Some(volumes),
+        ..PodSpec::default()
+    }
+}
+
+/// What `restricted` asks of a container.
+#[must_use]
+pub fn container_security() -> SecurityContext {
+    SecurityContext {
+        allow_privilege_escalation: Some(false),
+        read_only_root_filesystem: Some(true),
+        capabilities: Some(Capabilities { add: None, drop: Some(vec!["ALL".into()]) }),
+        ..SecurityContext::default()
+    }
+}
+
+/// Nodes of the class; those without a label are of class `cpu`, so it excludes the others instead of asking for it.
+fn affinity(class: DeviceClass) -> Affinity {
+    let requirement = if class == DeviceClass::Cpu {
+        let others = DeviceClass::ALL.iter().filter(|other| **other != class).map(ToString::to_string).collect();
+        NodeSelectorRequirement { key: LABEL_DEVICE_CLASS.into(), operator: "NotIn".into(), values: Some(others) }
+    } else {
+        NodeSelectorRequirement {
+            key: LABEL_DEVICE_CLASS.into(),
+            operator: "In".into(),
+            values: Some(vec![class.to_string()]),
+        }
+    };
+    Affinity {
+        node_affinity: Some(NodeAffinity {
+            required_during_scheduling_ignored_during_execution: Some(NodeSelector {
+                node_selector_terms: vec![NodeSelectorTerm {
+                    match_expressions: Some(vec![requirement]),
+                    match_fields: None,
+                }],
+            }),
+            preferred_during_scheduling_ignored_during_execution: None,
+        }),
+        ..Affinity::default()
+    }
+}
+
+fn resources(launch: &Launch, job: &ValidJob, config: &Config) -> ResourceRequirements {
+    let mut resources = job.pod.resources.clone().unwrap_or_else(|| config.pod_defaults.resources.clone());
+    if launch.chosen.device_class == DeviceClass::Cuda {
+        // Without a slot the pod would see no GPU.
+        resources.limits.get_or_insert_default().entry(RESOURCE_CUDA.into()).or_insert_with(|| Quantity("1".into()));
+    }
+    resources
+}
+
+fn environment(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey) -> Vec<EnvVar> {
+    let run = run_spec(launch, job, config);
+    let token = key.token(&run.run);
+    // Strings, numbers and enums only: it has no way to fail.
+    let run = serde_json::to_string(&run).expect("a run specification serializes");
+    [(ENV_RUN_SPEC, run), (ENV_PROGRESS_TOKEN, token)]
+        .map(|(name, value)| EnvVar { name: name.into(), value: Some(value), value_from: None })
+        .into()
+}
+
+fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
+    RunSpec {
+        version: VERSION,
+        run: RunIdentity {
+            namespace: job.namespace.clone(),
+            job: job.name.clone(),
+            job_uid: job.uid.clone(),
+            epoch: launch.epoch,
+            configuration: launch.configuration,
+        },
+        model: launch.chosen.model.clone(),
+        model_path: inside(MODEL_DIR, &launch.artifact.path),
+        engine: launch.chosen.engine,
+        provider: launch.chosen.provider,
+        device_class: launch.chosen.device_class,
+        input_path: match &job.input {
+            InputFile::Claim(claim) => inside(INPUT_DIR, &claim.path),
+            InputFile::ConfigMap(key) => inside(INPUT_DIR, &key.key),
+        },
+        output_path: inside(OUTPUT_DIR, &job.output.path),
+        batch: BATCH,
+        threads: None,
+        watts: config.watts,
+    }
+}
+
+fn inside(directory: &str, path: &str) -> String {
+    if path.is_empty() { directory.to_owned() } else { format!("{directory}/{path}") }
+}
+
+/// The volumes, one for each claim however often it is used, and where they are mounted.
+fn volumes(launch: &Launch, job: &ValidJob) -> (Vec<Volume>, Vec<VolumeMount>) {
+    let mut claims: Vec<(&str, &ClaimPath, bool)> = vec![(MODEL_DIR, &launch.artifact, true)];
+    if let InputFile::Claim(claim) = &job.input {
+        claims.push((INPUT_DIR, claim, true));
+    }
+    claims.push((OUTPUT_DIR, &job.output, false));
+    let mut volumes: Vec<Volume> = Vec::new();
+    let mut mounts = Vec::new();
+    for (directory, claim, read_only) in &claims {
+        let of_claim = |volume: &&Volume| {
+            volume.persistent_volume_claim.as_ref().is_some_and(|source| source.claim_name == claim.claim_name)
+        };
+        let name = if let Some(volume) = volumes.iter().find(of_claim) {
+            volume.name.clone()
+        } else {
+            let name = directory.trim_start_matches('/').to_owned();
+            let only_read = claims.iter().all(|(_, other, ro)| other.claim_name != claim.claim_name || *ro);
+            volumes.push(Volume {
+                name: name.clone(),
+                persistent_volume_claim: Some(PersistentVolumeClaimVolumeSource {
+                    claim_name: claim.claim_name.clone(),
+                    read_only: only_read.then_some(true),
+                }),
+                ..Volume::default()
+            });
+            name
+        };
+        mounts.push(mount(&name, directory, *read_only));
+    }
+    if let InputFile::ConfigMap(key) = &job.input {
+        // The whole map, not the key: a missing key is then told by the run, not by a mount that fails for ever.
+        volumes.push(Volume {
+            name: "input".into(),
+            config_map: Some(ConfigMapVolumeSource { name: key.name.clone(), ..ConfigMapVolumeSource::default() }),
+            ..Volume::default()
+        });
+        mounts.push(mount("input", INPUT_DIR, true));
+    }
+    (volumes, mounts)
+}
+
+fn mount(volume: &str, directory: &str, read_only: bool) -> VolumeMount {
+    VolumeMount {
+        name: volume.to_owned(),
+        mount_path: directory.to_owned(),
+        read_only: read_only.then_some(true),
+        ..VolumeMount::default()
+    }
+}
+
+/// Lets in the operator and the configured peers to the progress port, and nothing out: a run needs no network.
+fn network_policy(launch: &Launch, job: &ValidJob, config: &Config) -> Option<NetworkPolicy> {
+    let peers = config.network_policy.as_ref()?;
+    let from = std::iter::once(&peers.operator).chain(&peers.extra_from).cloned().collect();
+    Some(NetworkPolicy {
+        metadata: metadata(launch, job),
+        spec: Some(NetworkPolicySpec {
+            pod_selector: Some(LabelSelector {
+                match_labels: Some(BTreeMap::from([(LABEL_JOB_UID.to_owned(), job.uid.clone())])),
+                match_expressions: None,
+            }),
+            policy_types: Some(vec!["Ingress".into(), "Egress".into()]),
+            ingress: Some(vec![NetworkPolicyIngressRule {
+                from: Some(from),
+                ports: Some(vec![NetworkPolicyPort {
+                    port: Some(IntOrString::Int(i32::from(PROGRESS_PORT))),
+                    protocol: Some("TCP".into()),
+                    end_port: None,
+                }]),
+            }]),
+            egress: None,
+        }),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::decide::decide;
+    use crate::controller::samples::{self, SnapshotBuilder};
+    use crate::controller::validate::validate;
+    use joulecast_crds::inference_job::InferenceJobSpec;
+    use joulecast_crds::{EngineName, Provider};
+
+    fn built(change: impl FnOnce(&mut InferenceJobSpec), config: &Config) -> Prepared {
+        let snapshot = SnapshotBuilder::new().planned().spec(change).build();
+        let job = validate(&snapshot.job, &snapshot.models).unwrap();
+        let decision = decide(&snapshot, Ok(&job), config);
+        build(&decision, Some(&job), config, &samples::progress_key())
+    }
+
+    fn pod(prepared: &Prepared) -> PodSpec {
+        prepared.child.as_ref().unwrap().spec.as_ref().unwrap().template.spec.clone().unwrap()
+    }
+
+    #[test]
+    fn the_objects_of_the_sample_are_those_on_file() {
+        let prepared = built(|_| (), &samples::config());
+        for (name, object) in [
+            ("child_job", serde_yaml::to_string(&prepared.child).unwrap()),
+            ("network_policy", serde_yaml::to_string(&prepared.network_policy).unwrap()),
+        ] {
+            let path = format!("{}/tests/golden/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
+            if std::env::var_os("REWRITE").is_some() {
+                std::fs::write(&path, &object).unwrap();
+            }
+            let expected = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(object, expected, "{path} is stale: REWRITE=1 cargo test --release -p joulecast-operator");
+        }
+    }
+
+    #[test]
+    fn a_claim_used_twice_is_one_volume() {
+        let same = ClaimPath { claim_name: "work".into(), path: "in.jsonl".into() };
+        let prepared = built(
+            |spec| {
+                spec.input.config_map = None;
+                spec.input.persistent_volume_claim = Some(same);
+                spec.output.persistent_volume_claim = ClaimPath { claim_name: "work".into(), path: "out.jsonl".into() };
+            },
+            &samples::config(),
+        );
+        let pod = pod(&prepared);
+        let volumes = pod.volumes.unwrap();
+        let names: Vec<_> = volumes.iter().map(|volume| volume.name.as_str()).collect();
+        assert_eq!(names, ["model", "input"]);
+        assert_eq!(volumes[1].persistent_volume_claim.as_ref().unwrap().read_only, None, "it is written to");
+        assert_eq!(volumes[0].persistent_volume_claim.as_ref().unwrap().read_only, Some(true));
+        let mounts = pod.containers[0].volume_mounts.clone().unwrap();
+        let facts: Vec<_> = mounts.iter().map(|m| (m.name.as_str(), m.mount_path.as_str(), m.read_only)).collect();
+        assert_eq!(
+            facts,
+            [("model", "/model", Some(true)), ("input", "/input", Some(true)), ("input", "/output", None)]
+        );
+    }
+
+    #[test]
+    fn the_run_reads_back_what_the_operator_wrote() {
+        let prepared = built(|_| (), &samples::config());
+        let env = pod(&prepared).containers[0].env.clone().unwrap();
+        let run: RunSpec = serde_json::from_str(env[0].value.as_ref().unwrap()).unwrap();
+        assert_eq!((run.engine, run.provider), (EngineName::Candle, Provider::Cpu));
+        assert_eq!(
+            (run.model_path.as_str(), run.input_path.as_str(), run.output_path.as_str()),
+            ("/model/tiny", "/input/requests.jsonl", "/output/out/results.jsonl")
+        );
+        assert_eq!(env[1].value.clone().unwrap(), samples::progress_key().token(&run.run));
+    }
+
+    #[test]
+    fn overrides_add_but_do_not_weaken() {
+        let prepared = built(
+            |spec| {
+                spec.pod_template.labels.insert("team".into(), "a".into());
+                spec.pod_template.node_selector.insert("zone".into(), "b".into());
+            },
+            &samples::config(),
+        );
+        let template = prepared.child.as_ref().unwrap().spec.as_ref().unwrap().template.clone();
+        let labels = template.metadata.unwrap().labels.unwrap();
+        assert_eq!((labels["team"].as_str(), labels[LABEL_JOB].as_str()), ("a", "hello"));
+        let pod = template.spec.unwrap();
+        assert_eq!(pod.node_selector.unwrap()["zone"], "b");
+        assert_eq!(pod.automount_service_account_token, Some(false));
+        assert_eq!(pod.security_context.unwrap().run_as_non_root, Some(true));
+    }
+
+    #[test]
+    fn without_peers_there_is_no_policy() {
+        let mut config = samples::config();
+        config.network_policy = None;
+        assert!(built(|_| (), &config).network_policy.is_none());
+    }
+
+    #[test]
+    fn a_gpu_is_asked_for_by_class_and_slot() {
+        let terms = affinity(DeviceClass::Cuda).node_affinity.unwrap();
+        let terms = terms.required_during_scheduling_ignored_during_execution.unwrap().node_selector_terms;
+        assert_eq!(terms[0].match_expressions.as_ref().unwrap()[0].operator, "In");
+    }
+}

@@ -1,0 +1,328 @@
+//! Last verb: the status that a snapshot and a decision give, and the one write of it.
+//!
+//! [`compute`] is pure: what it says of energy is the stored total plus the pods whose reports are not in it yet. Those
+//! bear the report finalizer, which is taken off only after the total was stored with their UIDs beside it; so no
+//! report is counted twice or lost, whenever the operator dies.
+
+use crate::controller::account;
+use crate::controller::apply::Applied;
+use crate::controller::decide::{ChildAction, Decision, Planning, is_finished};
+use crate::controller::facts::{PodEnd, PodFacts, PodStage};
+use crate::controller::observe::Snapshot;
+use crate::controller::validate::{InputFile, ValidJob};
+use joulecast_crds::InferenceJob;
+use joulecast_crds::inference_job::{InferenceJobStatus, conditions};
+use joulecast_crds::names::FIELD_MANAGER;
+use joulecast_crds::report::Report;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use kube::api::{Patch, PatchParams};
+use kube::{Api, Client, Resource};
+use serde_json::json;
+use std::collections::BTreeSet;
+
+/// Most UIDs that wait for the removal of their finalizers; further pods are counted in the next reconcile.
+const REPORTED: usize = 256;
+/// Longest message of a condition, in characters (the API allows 32768).
+const MESSAGE_CHARS: usize = 2048;
+
+/// The new status, and the reports that it counts for the first time.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Computed {
+    /// The status.
+    pub status: InferenceJobStatus,
+    /// Pods that ended and are counted now for the first time.
+    pub counted: Vec<PodFacts>,
+}
+
+/// Computes the status.
+#[must_use]
+pub fn compute(snapshot: &Snapshot, job: Option<&ValidJob>, decision: &Decision, applied: &Applied) -> Computed {
+    let mut status = snapshot.status().clone();
+    status.observed_generation = snapshot.job.metadata.generation;
+    let counted = count(snapshot, &mut status);
+    if let Some(progress) = &snapshot.progress {
+        status.progress = Some(account::progress(progress));
+    }
+    let mut writer = Conditions { status: &mut status, snapshot };
+    writer.planned(&decision.planning);
+    writer.suspended(job);
+    let finished = is_finished(writer.status) || writer.finish(job);
+    writer.running(job, decision, applied, finished);
+    if finished {
+        writer.energy_reported();
+    }
+    let child = snapshot.child.as_ref().is_some_and(|child| child.ours);
+    if status.start_time.is_none() && (applied.launched || child) {
+        status.start_time = Some(Time(snapshot.now));
+    }
+    status.placement = placement(snapshot, &status);
+    status.state = Some(state(&status).to_owned());
+    Computed { status, counted }
+}
+
+/// Adds ended pods that are not in the totals yet; drops the UIDs of those that are released.
+fn count(snapshot: &Snapshot, status: &mut InferenceJobStatus) -> Vec<PodFacts> {
+    let held: BTreeSet<&String> = snapshot.pods.iter().filter(|pod| pod.unreported).map(|pod| &pod.uid).collect();
+    status.reported_pods.retain(|uid| held.contains(uid));
+    let mut counted = Vec::new();
+    for pod in snapshot.pods.iter().filter(|pod| pod.unreported) {
+        let Some(end) = pod.end() else { continue };
+        if status.reported_pods.contains(&pod.uid) || status.reported_pods.len() >= REPORTED {
+            continue;
+        }
+        status.reported_pods.push(pod.uid.clone());
+        if !end.started {
+            continue;
+        }
+        let report = end.report.as_deref().ok();
+        status.measured = Some(account::add(status.measured.as_ref(), report));
+        if let Some(report) = report {
+            status.progress = Some(account::final_progress(report));
+        }
+        counted.push(pod.clone());
+    }
+    counted
+}
+
+/// Node of the newest pod that has one; the class of nodes while none is known.
+fn placement(snapshot: &Snapshot, status: &InferenceJobStatus) -> Option<String> {
+    let node = snapshot.pods.iter().rev().find_map(|pod| pod.node.clone());
+    let class = || status.plan.as_ref()?.chosen.first().map(|chosen| chosen.device_class.to_string());
+    // A finished job keeps its node when its pods are gone.
+    node.or_else(|| status.start_time.as_ref().and(status.placement.clone())).or_else(class)
+}
+
+fn is_true(status: &InferenceJobStatus, kind: &str) -> bool {
+    status.conditions.iter().any(|condition| condition.type_ == kind && condition.status == "True")
+}
+
+fn state(status: &InferenceJobStatus) -> &'static str {
+    [conditions::FAILED, conditions::COMPLETE, conditions::SUSPENDED, conditions::RUNNING]
+        .into_iter()
+        .find(|kind| is_true(status, kind))
+        .unwrap_or("Pending")
+}
+
+/// The status being written, with what it is written from.
+struct Conditions<'a> {
+    status: &'a mut InferenceJobStatus,
+    snapshot: &'a Snapshot,
+}
+
+impl Conditions<'_> {
+    /// Sets a condition; its transition time moves only when its status does.
+    fn set(&mut self, kind: &str, value: bool, reason: &str, message: &str) {
+        let value = if value { "True" } else { "False" };
+        let old = self.status.conditions.iter().find(|condition| condition.type_ == kind);
+        let since = old.filter(|old| old.status == value).map(|old| old.last_transition_time.clone());
+        let condition = Condition {
+            type_: kind.to_owned(),
+            status: value.to_owned(),
+            reason: reason.to_owned(),
+            message: message.chars().take(MESSAGE_CHARS).collect(),
+            observed_generation: self.snapshot.job.metadata.generation,
+            last_transition_time: since.unwrap_or(Time(self.snapshot.now)),
+        };
+        match self.status.conditions.iter_mut().find(|condition| condition.type_ == kind) {
+            Some(slot) => *slot = condition,
+            None => self.status.conditions.push(condition),
+        }
+    }
+
+    fn planned(&mut self, planning: &Planning) {
+        if is_finished(self.status) {
+            return;
+        }
+        match planning {
+            Planning::Found(plan) => {
+                self.status.plan = Some(plan.clone());
+                if let Some(chosen) = plan.chosen.first() {
+                    let message = format!(
+                        "{} ({}) on {} with provider {}, nodes of class {}: {}",
+                        chosen.model, chosen.format, chosen.engine, chosen.provider, chosen.device_class, chosen.reason
+                    );
+                    self.set(conditions::PLANNED, true, "PlacementFound", &message);
+                }
+            }
+            Planning::NoCandidate { plan, reason } => {
+                self.status.plan = Some(plan.clone());
+                self.set(conditions::PLANNED, false, "NoCandidate", reason);
+            }
+            Planning::Invalid(invalid) => self.set(conditions::PLANNED, false, "Invalid", &invalid.to_string()),
+        }
+    }
+
+    fn suspended(&mut self, job: Option<&ValidJob>) {
+        let known = self.status.conditions.iter().any(|condition| condition.type_ == conditions::SUSPENDED);
+        let wanted = job.map_or(self.snapshot.job.spec.suspend, |job| job.suspend);
+        if is_finished(self.status) {
+            if known {
+                self.set(conditions::SUSPENDED, false, "Finished", "the job is finished");
+            }
+        } else if wanted {
+            let at_work = self.snapshot.pods.iter().filter(|pod| pod.end().is_none()).count();
+            let asked = self.snapshot.child.as_ref().is_none_or(|child| child.suspend || child.finished());
+            if at_work == 0 && asked {
+                self.set(conditions::SUSPENDED, true, "Requested", "spec.suspend is true: no pod is at work");
+            } else {
+                self.set(conditions::SUSPENDED, false, "Stopping", "spec.suspend is true: the pods are being stopped");
+            }
+        } else if known {
+            self.set(conditions::SUSPENDED, false, "Resumed", "spec.suspend is false");
+        }
+    }
+
+    /// Sets Complete or Failed once the child Job is finished and the reports of all pods are counted.
+    fn finish(&mut self, job: Option<&ValidJob>) -> bool {
+        let Some(child) = self.snapshot.child.as_ref().filter(|child| child.ours && child.finished()) else {
+            return false;
+        };
+        let settled =
+            |pod: &PodFacts| pod.end().is_some() && (!pod.unreported || self.status.reported_pods.contains(&pod.uid));
+        if !self.snapshot.pods.iter().all(settled) {
+            return false;
+        }
+        match &child.failed {
+            Some((reason, message)) => {
+                let (reason, message) = self.failure(reason, message);
+                self.set(conditions::FAILED, true, &reason, &message);
+            }
+            None => self.complete(job),
+        }
+        self.status.completion_time = Some(Time(self.snapshot.now));
+        true
+    }
+
+    fn complete(&mut self, job: Option<&ValidJob>) {
+        let lines = self.status.progress.as_ref().and_then(|p| Some((p.lines_total?, p.lines_failed)));
+        let reported = self.status.measured.as_ref().is_some_and(|measured| measured.attempts > 0);
+        let Some((total, failed)) = lines.filter(|_| reported) else {
+            let message = "the run ended successfully, but without a report: how many lines failed is unknown";
+            self.set(conditions::COMPLETE, true, "DoneWithoutReport", message);
+            return;
+        };
+        let fraction = if total > 0 { failed as f64 / total as f64 } else { 0.0 };
+        let text =
+            job.map_or(self.snapshot.job.spec.max_failed_fraction.clone(), |job| job.max_failed_fraction.to_string());
+        // A job that was made invalid while it ran is held to nothing.
+        let most = job.map_or(1.0, |job| job.max_failed_fraction.value());
+        if fraction > most {
+            let message = format!(
+                "{failed} of {total} lines failed ({}), above maxFailedFraction {text}: their errors stand in the output file",
+                account::three_digits(fraction)
+            );
+            self.set(conditions::FAILED, true, "TooManyFailedLines", &message);
+        } else {
+            let failures = if failed == 0 { String::new() } else { format!(", {failed} of them failed") };
+            self.set(conditions::COMPLETE, true, "AllLinesDone", &format!("{total} lines have a result{failures}"));
+        }
+    }
+
+    /// Reason and message of a failure: the run's own if it gave one, else what Kubernetes says.
+    fn failure(&self, job_reason: &str, job_message: &str) -> (String, String) {
+        let last: Option<&PodEnd> = self.snapshot.pods.iter().rev().find_map(PodFacts::end);
+        let own = last.and_then(|end| end.report.as_ref().ok()).and_then(|report| report.failure.as_ref());
+        let word = |text: &str| {
+            text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.bytes().all(|b| b.is_ascii_alphanumeric())
+        };
+        let ended = last.map(|end| format!(" (the last pod: {})", end.summary)).unwrap_or_default();
+        match own {
+            Some(failure) if word(&failure.reason) => (failure.reason.clone(), format!("{}{ended}", failure.message)),
+            Some(failure) => ("RunFailed".into(), format!("{}{ended}", failure.message)),
+            None if word(job_reason) => (job_reason.to_owned(), format!("{job_message}{ended}")),
+            None => ("RunFailed".into(), format!("{job_message}{ended}")),
+        }
+    }
+
+    fn running(&mut self, job: Option<&ValidJob>, decision: &Decision, applied: &Applied, finished: bool) {
+        let snapshot = self.snapshot;
+        if finished {
+            return self.set(conditions::RUNNING, false, "Finished", "the job is finished");
+        }
+        if let Some(pod) = snapshot.running() {
+            let message = format!("pod {} runs on node {}", pod.name, pod.node.as_deref().unwrap_or("?"));
+            return self.set(conditions::RUNNING, true, "PodRunning", &message);
+        }
+        let (reason, message) = if let Some(refused) = &applied.refused {
+            ("Refused", format!("the API server refused {refused}"))
+        } else if let ChildAction::Blocked { reason, message } = &decision.child {
+            (*reason, message.clone())
+        } else if snapshot.job.spec.suspend {
+            ("Suspended", "spec.suspend is true".to_owned())
+        } else if !is_true(self.status, conditions::PLANNED) {
+            ("NotPlanned", "there is no placement: see the condition Planned".to_owned())
+        } else if let Some((pod, waiting)) = pending(snapshot) {
+            ("PodPending", pending_message(pod, waiting, job))
+        } else {
+            ("Starting", "waiting for the pod".to_owned())
+        };
+        self.set(conditions::RUNNING, false, reason, &message);
+    }
+
+    fn energy_reported(&mut self) {
+        let Some(measured) = self.status.measured.clone() else {
+            return self.set(conditions::ENERGY_REPORTED, false, "NoAttempt", "no attempt was started");
+        };
+        let (lost, dark) = (measured.attempts_without_report, measured.attempts_without_energy);
+        if lost > 0 {
+            let message = format!(
+                "{lost} of {} attempts ended without a report: their energy is missing",
+                measured.attempts + lost
+            );
+            self.set(conditions::ENERGY_REPORTED, false, "ReportMissing", &message);
+        } else if dark > 0 {
+            let message = format!("{dark} of {} attempts had no energy reading", measured.attempts);
+            self.set(conditions::ENERGY_REPORTED, false, "NoReading", &message);
+        } else {
+            let message =
+                format!("{} over {} attempts, by {}", measured.energy_summary, measured.attempts, measured.meter);
+            self.set(conditions::ENERGY_REPORTED, true, "AllAttempts", &message);
+        }
+    }
+}
+
+fn pending(snapshot: &Snapshot) -> Option<(&PodFacts, Option<&str>)> {
+    snapshot.pods.iter().rev().find_map(|pod| match &pod.stage {
+        PodStage::Pending { waiting } => Some((pod, waiting.as_deref())),
+        _ => None,
+    })
+}
+
+fn pending_message(pod: &PodFacts, waiting: Option<&str>, job: Option<&ValidJob>) -> String {
+    let mut message = format!("pod {} is not running yet: {}", pod.name, waiting.unwrap_or("waiting for a node"));
+    // The kubelet tells of a volume that it cannot mount in an event of the pod only.
+    if waiting == Some("ContainerCreating")
+        && let Some(InputFile::ConfigMap(key)) = job.map(|job| &job.input)
+    {
+        message.push_str(&format!(" (needs its volumes; among them ConfigMap {} of the input)", key.name));
+    }
+    message
+}
+
+/// Writes the status if it differs from the stored one; whether it did. The write holds only for the version of the
+/// object that the snapshot was taken from, so a decision over an old one never wins.
+///
+/// # Errors
+/// What the API says.
+pub async fn write(snapshot: &Snapshot, status: &InferenceJobStatus, client: &Client) -> Result<bool, kube::Error> {
+    if snapshot.status() == status {
+        return Ok(false);
+    }
+    let meta = &snapshot.job.metadata;
+    let namespace = meta.namespace.clone().unwrap_or_default();
+    let name = meta.name.clone().unwrap_or_default();
+    let api: Api<InferenceJob> = Api::namespaced(client.clone(), &namespace);
+    let patch = json!({
+        "apiVersion": InferenceJob::api_version(&()),
+        "kind": InferenceJob::kind(&()),
+        "metadata": {"name": name, "namespace": namespace, "uid": meta.uid, "resourceVersion": meta.resource_version},
+        "status": status,
+    });
+    api.patch_status(&name, &PatchParams::apply(FIELD_MANAGER).force(), &Patch::Apply(patch)).await?;
+    Ok(true)
+}
+
+/// The reports among newly counted pods.
+pub fn reports(counted: &[PodFacts]) -> impl Iterator<Item = &Report> {
+    counted.iter().filter_map(|pod| pod.end()?.report.as_deref().ok())
+}

@@ -1,0 +1,76 @@
+//! The events of a job: what changed between the stored status and the new one. Pure; each transition tells once.
+
+use crate::controller::status::Computed;
+use joulecast_crds::inference_job::{InferenceJobStatus, conditions};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::events::{Event, EventType};
+
+/// Longest note that the API takes, in bytes.
+const NOTE_BYTES: usize = 1024;
+
+fn find<'a>(status: &'a InferenceJobStatus, kind: &str) -> Option<&'a Condition> {
+    status.conditions.iter().find(|condition| condition.type_ == kind)
+}
+
+fn event(type_: EventType, reason: &str, note: &str, action: &str) -> Event {
+    let mut end = note.len().min(NOTE_BYTES);
+    while !note.is_char_boundary(end) {
+        end -= 1;
+    }
+    Event { type_, reason: reason.into(), note: Some(note[..end].to_owned()), action: action.into(), secondary: None }
+}
+
+/// The events between an old status and what was computed from it.
+#[must_use]
+pub fn events(old: &InferenceJobStatus, computed: &Computed) -> Vec<Event> {
+    let new = &computed.status;
+    let became = |kind: &str, value: &str| -> Option<&Condition> {
+        let condition = find(new, kind).filter(|condition| condition.status == value)?;
+        find(old, kind).is_none_or(|old| old.status != value).then_some(condition)
+    };
+    let mut events = Vec::new();
+    if let Some(planned) = became(conditions::PLANNED, "True") {
+        events.push(event(EventType::Normal, "Planned", &planned.message, "Plan"));
+    }
+    // Another reason for not being planned is news as well.
+    if let Some(planned) = find(new, conditions::PLANNED).filter(|condition| condition.status == "False")
+        && find(old, conditions::PLANNED)
+            .is_none_or(|old| (&old.status, &old.message) != (&planned.status, &planned.message))
+    {
+        events.push(event(EventType::Warning, &planned.reason, &planned.message, "Plan"));
+    }
+    if let Some(running) = became(conditions::RUNNING, "True") {
+        events.push(event(EventType::Normal, "Started", &running.message, "Run"));
+    }
+    if let Some(running) = find(new, conditions::RUNNING)
+        && matches!(running.reason.as_str(), "Refused" | "NameTaken" | "ModelChanged" | "ImageMissing")
+        && find(old, conditions::RUNNING).is_none_or(|old| old.reason != running.reason)
+    {
+        events.push(event(EventType::Warning, &running.reason, &running.message, "Run"));
+    }
+    for pod in &computed.counted {
+        let Some(end) = pod.end().filter(|end| !end.succeeded) else { continue };
+        let why = match &end.report {
+            Ok(report) => report.failure.as_ref().map(|failure| failure.message.clone()).unwrap_or_default(),
+            Err(why) => format!("no report: {why}"),
+        };
+        let note = format!("pod {} ended: {}. {why}", pod.name, end.summary);
+        events.push(event(EventType::Warning, "AttemptEnded", note.trim_end(), "Run"));
+    }
+    if let Some(suspended) = became(conditions::SUSPENDED, "True") {
+        events.push(event(EventType::Normal, "Suspended", &suspended.message, "Suspend"));
+    }
+    if find(old, conditions::SUSPENDED).is_some_and(|condition| condition.status == "True")
+        && find(new, conditions::SUSPENDED).is_some_and(|condition| condition.reason == "Resumed")
+    {
+        events.push(event(EventType::Normal, "Resumed", "spec.suspend is false", "Resume"));
+    }
+    if let Some(complete) = became(conditions::COMPLETE, "True") {
+        let energy = new.measured.as_ref().map(|measured| format!("; {}", measured.energy_summary)).unwrap_or_default();
+        events.push(event(EventType::Normal, "Completed", &format!("{}{energy}", complete.message), "Complete"));
+    }
+    if let Some(failed) = became(conditions::FAILED, "True") {
+        events.push(event(EventType::Warning, &failed.reason, &failed.message, "Fail"));
+    }
+    events
+}

@@ -1,0 +1,386 @@
+//! Second verb: from API types to what the rest computes with. Past this file nothing is optional that must be there.
+//!
+//! The schema refuses most of this first; what is checked here again holds for objects that were stored under an older
+//! schema, and for rules that a schema cannot state.
+
+use joulecast_crds::inference_job::{
+    ConfigMapKey, Constraints as ApiConstraints, InferenceJobSpec, Input, Objective, Output, PodOverrides,
+};
+use joulecast_crds::inference_model::{Accuracy, Artifact as ApiArtifact, ClaimPath, InferenceModelSpec};
+use joulecast_crds::{ArtifactFormat, DeviceClass, EngineName, InferenceJob, InferenceModel, Provider, names};
+use k8s_openapi::jiff::SignedDuration;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use thiserror::Error;
+
+/// A job that can be worked with.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ValidJob {
+    /// Namespace.
+    pub namespace: String,
+    /// Name, at most 63 characters.
+    pub name: String,
+    /// UID.
+    pub uid: String,
+    /// The models that would do, in the order of the manifest.
+    pub models: Vec<ModelOption>,
+    /// Where the requests come from.
+    pub input: InputFile,
+    /// Where the results go.
+    pub output: ClaimPath,
+    /// Weight of energy against accuracy.
+    pub zeta: Fraction,
+    /// Engines that may be used, in the order of preference; all if empty.
+    pub engines: Vec<EngineName>,
+    /// Providers that may be used, in the order of preference; all if empty.
+    pub providers: Vec<Provider>,
+    /// Classes of nodes that may be used; all if empty.
+    pub device_classes: Vec<DeviceClass>,
+    /// Least accuracy of a model.
+    pub min_accuracy: Option<Fraction>,
+    /// Largest fraction of failed lines of a Complete job.
+    pub max_failed_fraction: Fraction,
+    /// Repeated attempts.
+    pub backoff_limit: i32,
+    /// Whether the job is to stand still.
+    pub suspend: bool,
+    /// How long a finished job is kept; for ever if absent.
+    pub ttl: Option<SignedDuration>,
+    /// Additions to the pods.
+    pub pod: PodOverrides,
+}
+
+/// A model that the job names.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ModelOption {
+    /// There is no such InferenceModel.
+    Missing {
+        /// Its name.
+        name: String,
+    },
+    /// It is there.
+    Known {
+        /// Its name.
+        name: String,
+        /// Its accuracy score.
+        accuracy: Option<Fraction>,
+        /// Its artifacts, in the order of the manifest.
+        artifacts: Vec<Artifact>,
+    },
+}
+
+/// One set of files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Artifact {
+    /// Format.
+    pub format: ArtifactFormat,
+    /// Where the files lie.
+    pub claim: ClaimPath,
+}
+
+/// Where the requests come from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum InputFile {
+    /// A file on a claim.
+    Claim(ClaimPath),
+    /// A key of a ConfigMap.
+    ConfigMap(ConfigMapKey),
+}
+
+/// A number between 0 and 1, with the text that it was written as.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Fraction {
+    value: f64,
+    text: String,
+}
+
+impl Fraction {
+    /// The number.
+    #[must_use]
+    pub fn value(&self) -> f64 {
+        self.value
+    }
+
+    fn parse(field: &str, text: &str) -> Result<Self, Invalid> {
+        let plain = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.');
+        match text.parse::<f64>() {
+            Ok(value) if plain && (0.0..=1.0).contains(&value) => Ok(Self { value, text: text.to_owned() }),
+            _ => Err(Invalid::Fraction { field: field.to_owned(), text: text.to_owned() }),
+        }
+    }
+}
+
+impl fmt::Display for Fraction {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+/// Why a job cannot be worked with until somebody changes it (or a model that it names).
+#[derive(Debug, Clone, PartialEq, Eq, Error)]
+pub enum Invalid {
+    /// Not a decimal fraction.
+    #[error("{field}: {text:?} is not a decimal number between 0 and 1: write for example \"0.5\"")]
+    Fraction {
+        /// The field.
+        field: String,
+        /// Its value.
+        text: String,
+    },
+    /// A path that leaves the volume.
+    #[error("{field}: {path:?} leaves the volume: give a path relative to its root, without '..'")]
+    Path {
+        /// The field.
+        field: String,
+        /// Its value.
+        path: String,
+    },
+    /// A directory where a file must be named.
+    #[error("{field}: names the root of the volume: give the path of a file")]
+    NotAFile {
+        /// The field.
+        field: String,
+    },
+    /// No source, or two.
+    #[error("{field}: set {expected}")]
+    Source {
+        /// The field.
+        field: String,
+        /// What would be right.
+        expected: &'static str,
+    },
+    /// The results would overwrite the requests.
+    #[error("spec.output: is the same file as spec.input: give the results a path of their own")]
+    OutputIsInput,
+    /// A label that is Joulecast's or Kubernetes' own.
+    #[error("spec.podTemplate.labels: {key:?} is set by Joulecast or Kubernetes: choose a key of your own")]
+    ReservedLabel {
+        /// The key.
+        key: String,
+    },
+    /// A name that does not fit a label.
+    #[error("metadata.name: has {length} characters: at most 63, because it becomes the value of a label")]
+    NameTooLong {
+        /// Its length.
+        length: usize,
+    },
+}
+
+/// Converts a job and the models that were found (by name) for it.
+///
+/// # Errors
+/// The first thing that is wrong, naming its field and the way out.
+pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>>) -> Result<ValidJob, Invalid> {
+    // Without `..`: a new field of the API cannot be forgotten here.
+    let InferenceJobSpec {
+        models,
+        input,
+        output: Output { persistent_volume_claim: output },
+        objective: Objective { zeta },
+        constraints: ApiConstraints { engines, providers, device_classes, min_accuracy },
+        max_failed_fraction,
+        backoff_limit,
+        suspend,
+        ttl_seconds_after_finished,
+        pod_template,
+    } = &job.spec;
+    let name = job.metadata.name.clone().unwrap_or_default();
+    if name.len() > 63 {
+        return Err(Invalid::NameTooLong { length: name.len() });
+    }
+    let reserved = |key: &&String| {
+        key.split('/').next().is_some_and(|prefix| {
+            key.contains('/')
+                && [names::GROUP, "kubernetes.io", "k8s.io"]
+                    .iter()
+                    .any(|own| prefix == *own || prefix.ends_with(&format!(".{own}")))
+        }) || key.as_str() == "job-name"
+            || key.as_str() == "controller-uid"
+    };
+    if let Some(key) = pod_template.labels.keys().find(reserved) {
+        return Err(Invalid::ReservedLabel { key: key.clone() });
+    }
+    let input = input_file(input)?;
+    let output = file("spec.output.persistentVolumeClaim.path", output)?;
+    if input == InputFile::Claim(output.clone()) {
+        return Err(Invalid::OutputIsInput);
+    }
+    Ok(ValidJob {
+        namespace: job.metadata.namespace.clone().unwrap_or_default(),
+        name,
+        uid: job.metadata.uid.clone().unwrap_or_default(),
+        models: models
+            .iter()
+            .map(|reference| match found.get(&reference.name) {
+                None => Ok(ModelOption::Missing { name: reference.name.clone() }),
+                Some(model) => known(&reference.name, &model.spec),
+            })
+            .collect::<Result<_, _>>()?,
+        input,
+        output,
+        zeta: Fraction::parse("spec.objective.zeta", zeta)?,
+        engines: engines.clone(),
+        providers: providers.clone(),
+        device_classes: device_classes.clone(),
+        min_accuracy: min_accuracy
+            .as_deref()
+            .map(|text| Fraction::parse("spec.constraints.minAccuracy", text))
+            .transpose()?,
+        max_failed_fraction: Fraction::parse("spec.maxFailedFraction", max_failed_fraction)?,
+        backoff_limit: (*backoff_limit).max(0),
+        suspend: *suspend,
+        ttl: ttl_seconds_after_finished.map(|seconds| SignedDuration::from_secs(i64::from(seconds.max(0)))),
+        pod: pod_template.clone(),
+    })
+}
+
+fn known(name: &str, spec: &InferenceModelSpec) -> Result<ModelOption, Invalid> {
+    let InferenceModelSpec { parameter_count: _, accuracy, artifacts } = spec;
+    let field = |rest: &str| format!("InferenceModel {name}: spec.{rest}");
+    Ok(ModelOption::Known {
+        name: name.to_owned(),
+        accuracy: accuracy
+            .as_ref()
+            .map(|Accuracy { score, source: _ }| Fraction::parse(&field("accuracy.score"), score))
+            .transpose()?,
+        artifacts: artifacts
+            .iter()
+            .enumerate()
+            .map(|(index, ApiArtifact { format, dtype: _, source })| {
+                let at = field(&format!("artifacts[{index}].source"));
+                let Some(claim) = &source.persistent_volume_claim else {
+                    return Err(Invalid::Source {
+                        field: at,
+                        expected: "persistentVolumeClaim with claimName and path",
+                    });
+                };
+                Ok(Artifact { format: *format, claim: inside(&format!("{at}.persistentVolumeClaim.path"), claim)? })
+            })
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+fn input_file(input: &Input) -> Result<InputFile, Invalid> {
+    match (&input.persistent_volume_claim, &input.config_map) {
+        (Some(claim), None) => Ok(InputFile::Claim(file("spec.input.persistentVolumeClaim.path", claim)?)),
+        (None, Some(key)) => Ok(InputFile::ConfigMap(key.clone())),
+        _ => Err(Invalid::Source {
+            field: "spec.input".into(),
+            expected: "exactly one of persistentVolumeClaim and configMap",
+        }),
+    }
+}
+
+/// The claim with its path in one spelling: no empty or `.` parts, no slash at an end.
+fn inside(field: &str, claim: &ClaimPath) -> Result<ClaimPath, Invalid> {
+    let ClaimPath { claim_name, path } = claim;
+    if path.starts_with('/') || path.split('/').any(|part| part == "..") {
+        return Err(Invalid::Path { field: field.to_owned(), path: path.clone() });
+    }
+    let parts: Vec<&str> = path.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    Ok(ClaimPath { claim_name: claim_name.clone(), path: parts.join("/") })
+}
+
+fn file(field: &str, claim: &ClaimPath) -> Result<ClaimPath, Invalid> {
+    let claim = inside(field, claim)?;
+    if claim.path.is_empty() { Err(Invalid::NotAFile { field: field.to_owned() }) } else { Ok(claim) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::controller::samples;
+    use proptest::prelude::*;
+
+    fn with(change: impl FnOnce(&mut InferenceJobSpec)) -> Result<ValidJob, String> {
+        let mut job = samples::job();
+        change(&mut job.spec);
+        validate(&job, &samples::models()).map_err(|error| error.to_string())
+    }
+
+    #[test]
+    fn the_sample_is_valid_and_its_paths_get_one_spelling() {
+        let valid = with(|spec| spec.output.persistent_volume_claim.path = "./out//results.jsonl".into()).unwrap();
+        assert_eq!(valid.output.path, "out/results.jsonl");
+        assert_eq!(valid.max_failed_fraction.value(), 0.1);
+    }
+
+    #[test]
+    fn a_missing_model_is_no_error_of_the_job() {
+        let valid = validate(&samples::job(), &BTreeMap::new()).unwrap();
+        assert_eq!(valid.models, [ModelOption::Missing { name: "demo".into() }]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named_with_its_field_and_the_way_out() {
+        type Change = fn(&mut InferenceJobSpec);
+        let table: &[(Change, &[&str])] = &[
+            (|s| s.max_failed_fraction = "1.5".into(), &["spec.maxFailedFraction", "1.5", "between 0 and 1"]),
+            (|s| s.objective.zeta = "NaN".into(), &["spec.objective.zeta", "NaN"]),
+            (|s| s.constraints.min_accuracy = Some("-0".into()), &["spec.constraints.minAccuracy"]),
+            (|s| s.output.persistent_volume_claim.path = "../x".into(), &["spec.output", "../x", "without '..'"]),
+            (|s| s.output.persistent_volume_claim.path = "/x".into(), &["spec.output", "/x"]),
+            (|s| s.output.persistent_volume_claim.path = ".".into(), &["spec.output", "path of a file"]),
+            (|s| s.input.config_map = None, &["spec.input", "exactly one"]),
+            (
+                |s| {
+                    s.input.config_map = None;
+                    s.input.persistent_volume_claim = Some(ClaimPath {
+                        claim_name: s.output.persistent_volume_claim.claim_name.clone(),
+                        path: format!("./{}", s.output.persistent_volume_claim.path),
+                    });
+                },
+                &["spec.output", "same file as spec.input"],
+            ),
+            (
+                |s| drop(s.pod_template.labels.insert("joulecast.dev/epoch".into(), "9".into())),
+                &["spec.podTemplate.labels", "joulecast.dev/epoch"],
+            ),
+            (
+                |s| drop(s.pod_template.labels.insert("batch.kubernetes.io/job-name".into(), "x".into())),
+                &["spec.podTemplate.labels", "batch.kubernetes.io/job-name"],
+            ),
+        ];
+        for (change, parts) in table {
+            let message = with(change).unwrap_err();
+            for part in *parts {
+                assert!(message.contains(part), "{message:?} lacks {part:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn labels_of_the_user_s_own_are_welcome() {
+        with(|s| drop(s.pod_template.labels.insert("example.com/team".into(), "x".into()))).unwrap();
+        with(|s| drop(s.pod_template.labels.insert("joulecast".into(), "x".into()))).unwrap();
+    }
+
+    #[test]
+    fn a_broken_model_is_named() {
+        let mut models = samples::models();
+        Arc::make_mut(models.get_mut("demo").unwrap()).spec.accuracy.as_mut().unwrap().score = "good".into();
+        let message = validate(&samples::job(), &models).unwrap_err().to_string();
+        assert!(message.contains("InferenceModel demo: spec.accuracy.score"), "{message}");
+    }
+
+    proptest! {
+        #[test]
+        fn no_path_gets_out_of_its_volume(path in "[a./]{0,12}") {
+            let claim = ClaimPath { claim_name: "c".into(), path: path.clone() };
+            if let Ok(kept) = inside("f", &claim) {
+                prop_assert!(!kept.path.starts_with('/') && kept.path.split('/').all(|part| part != ".."));
+                prop_assert_eq!(inside("f", &kept).unwrap(), kept);
+            } else {
+                prop_assert!(path.starts_with('/') || path.contains(".."));
+            }
+        }
+
+        #[test]
+        fn fractions_never_leave_their_range(text in "\\PC{0,12}") {
+            if let Ok(fraction) = Fraction::parse("f", &text) {
+                prop_assert!((0.0..=1.0).contains(&fraction.value()));
+            }
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! What a meter is: something that, asked at a moment, says how much energy has been used since it was opened.
+
+use crate::units::Microjoules;
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// Where an energy figure comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// Counters of the hardware.
+    Measured,
+    /// CPU time multiplied by stated watts.
+    Modelled,
+    /// No meter.
+    Unavailable,
+}
+
+/// Running totals since the meter was opened. A window is the difference of two of them.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Totals {
+    /// When it was read, by the caller's clock.
+    pub at: Duration,
+    /// All domains that make up the slot; `None` while one of them cannot be told.
+    pub gross: Option<Microjoules>,
+    /// By domain, those that are parts of others included; a domain that cannot be told is missing.
+    pub domains: BTreeMap<String, Microjoules>,
+}
+
+/// An energy meter.
+pub trait Meter: Send {
+    /// Where its figures come from.
+    fn source(&self) -> Source;
+    /// One line for reports: the meter and what its figures cover.
+    fn describe(&self) -> String;
+    /// What the reader of a report must know by now; grows at most.
+    fn notes(&self) -> Vec<String>;
+    /// Reads. `now` is monotonic; a call more often than the hardware updates is harmless.
+    fn sample(&mut self, now: Duration) -> Totals;
+}
+
+/// The meter of a run that is not metered.
+#[derive(Debug)]
+pub struct NoMeter {
+    /// Why there is none.
+    pub reason: String,
+}
+
+impl Meter for NoMeter {
+    fn source(&self) -> Source {
+        Source::Unavailable
+    }
+
+    fn describe(&self) -> String {
+        "none".to_owned()
+    }
+
+    fn notes(&self) -> Vec<String> {
+        vec![self.reason.clone()]
+    }
+
+    fn sample(&mut self, now: Duration) -> Totals {
+        Totals { at: now, ..Totals::default() }
+    }
+}

@@ -1,0 +1,268 @@
+//! The program as its users start it, on the golden models.
+
+use serde_json::{Value, json};
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+
+/// A golden model with a tokenizer whose tokens are the words `t0`, `t1`, ...
+struct Model {
+    dir: tempfile::TempDir,
+    golden: Value,
+}
+
+impl Model {
+    fn new(name: &str) -> Self {
+        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
+        let dir = tempfile::tempdir().unwrap();
+        for file in fs::read_dir(&source).unwrap().map(|entry| entry.unwrap().path()) {
+            fs::copy(&file, dir.path().join(file.file_name().unwrap())).unwrap();
+        }
+        let config: Value = serde_json::from_slice(&fs::read(source.join("config.json")).unwrap()).unwrap();
+        let size = config["vocab_size"].as_u64().unwrap();
+        let vocab: serde_json::Map<_, _> = (0..size).map(|id| (format!("t{id}"), json!(id))).collect();
+        let tokenizer = json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
+            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"},
+        });
+        fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
+        let golden = serde_json::from_slice(&fs::read(source.join("golden.json")).unwrap()).unwrap();
+        Self { dir, golden }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    fn cases(&self) -> Vec<(Vec<u64>, Vec<u64>)> {
+        let ids = |value: &Value| value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
+        let cases = self.golden["cases"].as_array().unwrap();
+        cases.iter().map(|case| (ids(&case["prompt_ids"]), ids(&case["generated_ids"]))).collect()
+    }
+
+    /// One line per golden case, as token ids and as text in turns, with a broken line in between.
+    fn write_input(&self) -> PathBuf {
+        let mut lines = Vec::new();
+        for (number, (prompt, generated)) in self.cases().iter().enumerate() {
+            let prompt = if number % 2 == 0 { json!(prompt) } else { json!(words(prompt)) };
+            let body = json!({"model": "m", "prompt": prompt, "max_tokens": generated.len(), "temperature": 0});
+            let id = format!("case-{number}");
+            lines.push(json!({"custom_id": id, "method": "POST", "url": "/v1/completions", "body": body}).to_string());
+        }
+        lines.insert(1, "{broken".to_owned());
+        let path = self.path("in.jsonl");
+        fs::write(&path, lines.join("\n")).unwrap();
+        path
+    }
+}
+
+fn words(ids: &[u64]) -> String {
+    ids.iter().map(|id| format!("t{id}")).collect::<Vec<_>>().join(" ")
+}
+
+fn runtime() -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_joulecast-runtime"));
+    command.env_remove("JOULECAST_RUN_SPEC").env_remove("JOULECAST_LOG").env_remove("JOULECAST_LOG_FORMAT");
+    command
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+fn results(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// Checks the results of [`Model::write_input`] and gives the sums of prompt tokens, output tokens and joules.
+fn check_results(model: &Model, out: &Path) -> (u64, u64, f64) {
+    let results = results(out);
+    let cases = model.cases();
+    assert_eq!(results.len(), cases.len() + 1);
+    assert_eq!(results[1]["error"]["code"], "invalid_json");
+    assert!(results[1]["error"]["message"].as_str().unwrap().starts_with("line 2: "));
+    let (mut tokens_in, mut tokens_out) = (0, 0);
+    let good = results.iter().enumerate().filter(|(number, _)| *number != 1).map(|(_, result)| result);
+    for (number, (result, (prompt, generated))) in good.zip(&cases).enumerate() {
+        assert_eq!(result["custom_id"], format!("case-{number}"));
+        let body = &result["response"]["body"];
+        assert_eq!(body["usage"]["prompt_tokens"], prompt.len());
+        assert_eq!(body["usage"]["completion_tokens"], generated.len());
+        let end = model.golden["eos_token_id"].as_u64();
+        let said: Vec<_> = generated.iter().copied().filter(|id| Some(*id) != end).collect();
+        assert_eq!(body["choices"][0]["text"].as_str().unwrap().trim(), words(&said), "case {number}");
+        tokens_in += prompt.len() as u64;
+        tokens_out += generated.len() as u64;
+    }
+    let joules = results.iter().map(|result| result["energy"]["joules"].as_f64().unwrap()).sum();
+    assert!(results.iter().all(|result| result["energy"]["source"] == "Modelled"));
+    (tokens_in, tokens_out, joules)
+}
+
+fn run(model: &Model, batch: &str, more: &[&str]) -> Output {
+    let input = model.write_input();
+    let mut command = runtime();
+    command.args(["run", "--engine", "candle", "--provider", "cpu", "--threads", "1", "--output", "json"]);
+    command.args(["--meter", "modelled", "--busy-watts", "3", "--idle-watts", "0.5", "--batch", batch]).args(more);
+    command
+        .arg("--model")
+        .arg(model.dir.path())
+        .arg("--input")
+        .arg(input)
+        .arg("--out")
+        .arg(model.path("out/out.jsonl"));
+    command.output().unwrap()
+}
+
+#[test]
+fn a_run_gives_the_golden_tokens_and_its_totals_add_up() {
+    for (name, batch) in [("tiny-llama", "1"), ("tiny-llama", "3"), ("tiny-qwen2", "4")] {
+        let model = Model::new(name);
+        let output = run(&model, batch, &[]);
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let totals: Value = serde_json::from_slice(&output.stdout).expect("stdout holds one JSON document");
+        let (tokens_in, tokens_out, joules) = check_results(&model, &model.path("out/out.jsonl"));
+        assert_eq!((totals["tokens_in"].as_u64(), totals["tokens_out"].as_u64()), (Some(tokens_in), Some(tokens_out)));
+        assert_eq!(totals["requests"], model.cases().len() + 1);
+        assert_eq!(totals["requests_failed"], 1);
+        assert_eq!(totals["source"], "Modelled");
+        let lines = totals["energy"]["lines_joules"].as_f64().unwrap();
+        assert!((joules - lines).abs() < 1e-6, "{joules} {lines}");
+        let load = totals["energy"]["load_joules"].as_f64().unwrap();
+        assert!(totals["joules"].as_f64().unwrap() >= lines + load - 1e-6, "{totals}");
+        assert!(totals["peak_memory_bytes"].as_u64().unwrap() > 1 << 20);
+        assert!(totals["seconds"]["decode"].as_f64().unwrap() > 0.0);
+        let left: Vec<_> = fs::read_dir(model.path("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left, ["out.jsonl"], "no part file is left");
+    }
+}
+
+#[test]
+fn an_output_is_replaced_only_on_request() {
+    let model = Model::new("tiny-llama");
+    fs::create_dir(model.path("out")).unwrap();
+    fs::write(model.path("out/out.jsonl"), "precious").unwrap();
+    let output = run(&model, "1", &[]);
+    assert_eq!(output.status.code(), Some(78));
+    assert!(text(&output.stderr).contains("--overwrite"), "{}", text(&output.stderr));
+    assert_eq!(fs::read_to_string(model.path("out/out.jsonl")).unwrap(), "precious");
+    assert_eq!(run(&model, "1", &["--overwrite"]).status.code(), Some(0));
+    check_results(&model, &model.path("out/out.jsonl"));
+}
+
+fn spec(model: &Model, engine: &str) -> Value {
+    json!({"version": 1, "run": {"namespace": "n", "job": "j", "jobUid": "u-1", "epoch": 1, "configuration": 0},
+        "model": "m", "modelPath": model.dir.path(), "engine": engine, "provider": "cpu", "deviceClass": "cpu",
+        "inputPath": model.write_input(), "outputPath": model.path("out/o.jsonl"), "batch": 2, "threads": 1,
+        "watts": {"busyMilliwattsPerCpu": 3000, "idleMilliwattsPerCpu": 500}})
+}
+
+fn pod(model: &Model, spec: &str) -> Command {
+    let mut command = runtime();
+    command.args(["pod", "--meter", "modelled", "--progress-port", "0", "--termination-log"]);
+    command.arg(model.path("message")).env("JOULECAST_RUN_SPEC", spec).env("JOULECAST_PROGRESS_TOKEN", "secret");
+    command
+}
+
+#[test]
+fn a_pod_reports_through_its_termination_message() {
+    let model = Model::new("tiny-llama");
+    let output = pod(&model, &spec(&model, "candle").to_string()).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let (tokens_in, tokens_out, _) = check_results(&model, &model.path("out/o.jsonl"));
+    let message = fs::read_to_string(model.path("message")).unwrap();
+    assert!(message.len() <= 4096);
+    let report: joulecast_crds::report::Report = serde_json::from_str(&message).unwrap();
+    assert_eq!((report.tokens_in, report.tokens_out), (tokens_in, tokens_out));
+    assert_eq!(report.run.unwrap().job_uid, "u-1");
+    assert_eq!(
+        (report.lines.total, report.lines.done, report.lines.failed),
+        (tokens_lines(&model), tokens_lines(&model), 1)
+    );
+    assert!(report.energy.gross_millijoules.is_some() && report.failure.is_none());
+    assert_eq!(report.output_sha256.unwrap().len(), 64);
+}
+
+fn tokens_lines(model: &Model) -> u64 {
+    model.cases().len() as u64 + 1
+}
+
+#[test]
+fn a_pod_that_can_never_work_says_so() {
+    let model = Model::new("tiny-llama");
+    let with = |field: &str, value: Value| {
+        let mut spec = spec(&model, "candle");
+        spec[field] = value;
+        spec.to_string()
+    };
+    let cases = [
+        (with("engine", json!("onnx")), "EngineUnavailable", "onnx"),
+        (with("provider", json!("cuda")), "EngineUnavailable", "cuda"),
+        (with("modelPath", json!("/nonexistent/model")), "ModelInvalid", "/nonexistent/model"),
+        (with("inputPath", json!("/nonexistent/in.jsonl")), "InputUnreadable", "/nonexistent/in.jsonl"),
+        (with("outputPath", json!("/proc/none/out.jsonl")), "OutputUnwritable", "/proc/none"),
+        (with("version", json!(9)), "RunSpecInvalid", "version 9"),
+        ("{".to_owned(), "RunSpecInvalid", "JOULECAST_RUN_SPEC"),
+    ];
+    for (spec, reason, part) in cases {
+        let output = pod(&model, &spec).output().unwrap();
+        let want = if reason == "OutputUnwritable" { 1 } else { 78 };
+        assert_eq!(output.status.code(), Some(want), "{}", text(&output.stderr));
+        let message: Value = serde_json::from_slice(&fs::read(model.path("message")).unwrap()).unwrap();
+        assert_eq!(message["failure"]["reason"], reason);
+        assert!(message["failure"]["message"].as_str().unwrap().contains(part), "{message}");
+    }
+}
+
+#[test]
+fn a_pod_that_is_told_to_stop_reports_what_it_did() {
+    let model = Model::new("tiny-llama");
+    let fifo = model.path("fifo");
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let mut spec = spec(&model, "candle");
+    spec["inputPath"] = json!(fifo);
+    let mut child = pod(&model, &spec.to_string()).stderr(Stdio::piped()).spawn().unwrap();
+    // The run waits for its input to be opened; then it has a signal handler, and waits for lines.
+    let writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    let kill = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    // The reader of the signal's name proves that the request to stop was made before the input ends.
+    let mut stderr = std::io::BufReader::new(child.stderr.take().unwrap());
+    let mut seen = String::new();
+    while !seen.contains("SIGTERM") {
+        assert!(std::io::BufRead::read_line(&mut stderr, &mut seen).unwrap() > 0, "{seen}");
+    }
+    drop(writer);
+    assert_eq!(child.wait().unwrap().code(), Some(143));
+    let report: joulecast_crds::report::Report =
+        serde_json::from_slice(&fs::read(model.path("message")).unwrap()).unwrap();
+    assert_eq!(report.failure.unwrap().reason, "Stopped");
+    assert!(report.output_sha256.is_none() && !model.path("out/o.jsonl").exists());
+}
+
+#[test]
+fn help_names_all_engines_and_wrong_words_are_usage_errors() {
+    let help = text(&runtime().args(["run", "--help"]).output().unwrap().stdout);
+    for engine in ["candle", "onnx", "openvino", "torch", "torchscript", "llamacpp"] {
+        assert!(help.contains(engine), "{help}");
+    }
+    let wrong = runtime().args(["run", "--engine", "tensorrt"]).output().unwrap();
+    assert_eq!(wrong.status.code(), Some(2));
+}
+
+#[test]
+fn install_and_cat_handle_files_of_volumes() {
+    let model = Model::new("tiny-llama");
+    let target = tempfile::tempdir().unwrap();
+    let to = target.path().join("model");
+    for verb in ["installed", "already installed"] {
+        let output =
+            runtime().arg("install").arg("--from").arg(model.dir.path()).arg("--to").arg(&to).output().unwrap();
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        assert!(text(&output.stdout).starts_with(verb), "{}", text(&output.stdout));
+    }
+    let output = runtime().arg("cat").arg(to.join("SHA256SUMS")).args(["--head", "1"]).output().unwrap();
+    assert!(text(&output.stdout).ends_with("  config.json\n"), "{}", text(&output.stdout));
+    assert_eq!(runtime().args(["cat", "/nonexistent"]).output().unwrap().status.code(), Some(1));
+}

@@ -1,0 +1,91 @@
+#!/usr/bin/env bash
+# Checks the chart without a cluster: lint, the rendering of the default values against tests/chart.golden.yaml (so that
+# every change of a permission shows in a diff), the renderings of other values, and that wrong values are refused by
+# name. REWRITE=1 rewrites the golden file. What needs an API server is in the cluster tests.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+chart=charts/joulecast
+golden=tests/chart.golden.yaml
+# A key of its own would differ in every rendering.
+fixed=(--set progressKey.existingSecret=given)
+PATH=$PWD/build/bin:$PATH
+if ! command -v helm >/dev/null; then
+	if [ -n "${REWRITE:-}" ]; then
+		echo "chart: helm is not installed: make setup" >&2
+		exit 1
+	fi
+	echo "chart: not checked, helm is not installed (make setup installs it; make test always does)"
+	exit 0
+fi
+
+fail() {
+	echo "chart: $*" >&2
+	exit 1
+}
+
+render() { helm template joulecast "$chart" --namespace joulecast-system "$@"; }
+
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+
+helm lint --strict --quiet "$chart"
+
+render "${fixed[@]}" --set crds.install=false >"$work/rendered.yaml"
+if [ -n "${REWRITE:-}" ]; then
+	cp "$work/rendered.yaml" "$golden"
+fi
+diff -u "$golden" "$work/rendered.yaml" || fail "$golden is stale: run \`make generate\` and commit the result"
+
+# Least privilege, stated once more where a reviewer of the golden file cannot overlook it.
+sed -n '/^kind: \(Cluster\)\?Role$/,/^---/p' "$work/rendered.yaml" >"$work/roles.yaml"
+grep -q '^rules:' "$work/roles.yaml" || fail "no roles in the rendering: this check looks at nothing"
+if grep -nE '"\*"|\[\*\]|- \*|secrets|configmaps|impersonate|escalate|\bbind\b|pods/exec' "$work/roles.yaml"; then
+	fail "a role holds a wildcard, Secrets or a verb that widens rights"
+fi
+
+# The CRDs are there by default and stay on uninstall; the key is made unless one is given.
+render >"$work/default.yaml"
+crds=$(grep -c '^kind: CustomResourceDefinition$' "$work/default.yaml")
+kept=$(grep -c 'helm.sh/resource-policy: keep' "$work/default.yaml")
+if [ "$crds" -lt 2 ] || [ "$crds" != "$kept" ]; then
+	fail "$crds CRDs, $kept of them kept on uninstall"
+fi
+grep -q '^kind: Secret$' "$work/default.yaml" || fail "no progress key by default"
+! grep -q '^kind: Secret$' "$work/rendered.yaml" || fail "a progress key in spite of existingSecret"
+
+render --set metrics.serviceMonitor.enabled=true --set metrics.serviceMonitor.labels.release=prometheus >"$work/monitor.yaml"
+grep -q '^kind: ServiceMonitor$' "$work/monitor.yaml" || fail "serviceMonitor.enabled gives no ServiceMonitor"
+render --set userRoles.install=false >"$work/no-roles.yaml"
+! grep -q 'aggregate-to-view' "$work/no-roles.yaml" || fail "userRoles.install=false leaves roles"
+render --set networkPolicy.enabled=false >"$work/open.yaml"
+! grep -qi 'networkpolic' "$work/open.yaml" || fail "networkPolicy.enabled=false leaves a policy or the right to make one"
+render --set 'extraRuntimes[0].image=r:1,extraRuntimes[0].engines={llamacpp},extraRuntimes[0].providers={cpu}' \
+	--set watts.busyMilliwattsPerCpu=7000,watts.idleMilliwattsPerCpu=1500 >"$work/more.yaml"
+for text in 'image: "r:1"' 'engines: \["llamacpp"\]' 'busyMilliwattsPerCpu: 7000'; do
+	grep -q "$text" "$work/more.yaml" || fail "the operator's configuration lacks $text"
+done
+helm template other "$chart" --namespace elsewhere >"$work/other.yaml"
+grep -q '^  name: other-joulecast-operator$' "$work/other.yaml" || fail "the release's name does not prefix its objects"
+
+# Each wrong value is refused, and the message names the field.
+refused() {
+	local field=$1
+	shift
+	if render "$@" >"$work/out" 2>"$work/err"; then
+		fail "accepted: $*"
+	fi
+	grep -q "$field" "$work/err" || { cat "$work/err" >&2; fail "the refusal of $* does not name $field"; }
+}
+refused replica --set operator.replica=2
+refused engines --set 'runtime.engines={tensorrt}'
+refused progressSeconds --set progressSeconds=0
+refused idleMilliwattsPerCpu --set watts.busyMilliwattsPerCpu=7000
+refused image --set operator.image=no-tag
+refused providers --set 'extraRuntimes[0].image=r:1,extraRuntimes[0].engines={candle}'
+refused logFormat --set operator.logFormat=xml
+refused imagePullPolicy --set operator.imagePullPolicy=Sometimes
+refused install --set-string crds.install=yes
+refused unknownThing --set unknownThing=1
+
+echo "chart: lint, golden rendering and $(grep -c '^refused ' "$0") refusals are as expected"
