@@ -1,5 +1,6 @@
 //! The command line. Results go to stdout, everything else to stderr.
 
+mod bench;
 mod files;
 mod pod;
 mod run;
@@ -35,6 +36,10 @@ pub(crate) enum Command {
     Run(Box<run::RunArgs>),
     /// Does the run that JOULECAST_RUN_SPEC describes; started by the operator.
     Pod(pod::PodArgs),
+    /// Measures prefill and decode rates beside the machine's own limits.
+    Bench(Box<bench::BenchArgs>),
+    /// Makes a model directory with random weights, to measure with.
+    RandomModel(bench::RandomModelArgs),
     /// Copies a model directory onto a volume, with checksums.
     Install(files::InstallArgs),
     /// Prints a file, or a part of it.
@@ -65,6 +70,8 @@ pub(crate) fn execute(command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Run(args) => run::run(*args),
         Command::Pod(args) => pod::pod(&args),
+        Command::Bench(args) => bench::bench(*args),
+        Command::RandomModel(args) => bench::random_model(&args),
         Command::Install(args) => files::install(&args),
         Command::Cat(args) => files::cat(&args),
     }

@@ -175,8 +175,24 @@ pub struct EngineInfo {
     pub weight_bytes: u64,
     /// Bytes that one token of one sequence takes in the KV cache.
     pub kv_bytes_per_token: u64,
+    /// What one step costs, counted from the configuration; `None` where the engine does not tell.
+    pub work: Option<Work>,
     /// Which vector instructions the kernels use, such as `avx512`; `None` where the library does not tell.
     pub isa: Option<String>,
+}
+
+/// Bytes and operations of one step, counted from the model's configuration. An operation is a multiplication or an
+/// addition, so a multiply-add is two.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Work {
+    /// Weights that every decode step reads once, whatever its batch: all but an embedding that is not the output layer too.
+    pub step_weight_bytes: u64,
+    /// Operations of one token in all blocks' matrix products.
+    pub block_flops_per_token: u64,
+    /// Operations of one row of logits.
+    pub output_flops_per_row: u64,
+    /// Operations of one token's attention for each position that it looks at, over all layers and heads.
+    pub attention_flops_per_position: u64,
 }
 
 /// Why an engine could not be loaded or could not go on.

@@ -2,14 +2,17 @@
 
 pub mod attribution;
 pub mod batch_file;
+pub mod bench;
 pub mod cpu;
 pub mod engine;
 pub mod generate;
 pub mod install;
+pub mod limits;
 pub mod memory;
 pub mod pod;
 pub mod print_file;
 pub mod progress;
+pub mod random_model;
 pub mod report;
 pub mod run;
 pub mod stop;

@@ -1,9 +1,11 @@
 //! Products of activations with weight matrices, from one row (decoding) to hundreds (prefill).
 //!
 //! Both operands are contiguous along the inner dimension, so an output is a dot product, and a tile of
-//! [`TILE_ROWS`] weight rows by up to [`TILE_TOKENS`] activation rows stays in registers. Weights are read once for each
-//! [`TILE_TOKENS`] activation rows, from memory the first time and from the second-level cache after that.
+//! [`TILE_ROWS`] weight rows by up to [`TILE_TOKENS`] activation rows stays in registers. Weights come from memory once,
+//! and from the second-level cache for each further [`GROUP_TOKENS`] activation rows.
 //! 16-bit weights are widened as they are loaded; sums are f32.
+
+use std::mem::MaybeUninit;
 
 use half::{bf16, f16};
 
@@ -14,6 +16,10 @@ use super::{Kernels, Shared};
 const TILE_ROWS: usize = 4;
 /// Activation rows of one register tile, at most.
 const TILE_TOKENS: usize = 6;
+/// Activation rows that pass over a task's weights together; their tiles share each weight row while it is close by.
+const GROUP_TOKENS: usize = 24;
+/// How far ahead weights are asked for: long enough for memory to answer, short enough to stay in the second-level cache.
+const AHEAD_BYTES: usize = 36 << 10;
 /// Weight rows of one task, at most.
 const TASK_ROWS: usize = 64;
 
@@ -87,7 +93,7 @@ impl Kernels {
         assert!(then != Then::SwiGlu || rows.is_multiple_of(2), "a gate without its other half");
 
         let halves = if then == Then::SwiGlu { 2 } else { 1 };
-        let cache_bytes = if tokens > 2 * TILE_TOKENS { 256 << 10 } else { 64 << 10 };
+        let cache_bytes = if tokens > GROUP_TOKENS { 256 << 10 } else { 64 << 10 };
         let fitting = cache_bytes / (inner * weights.value_bytes() * halves);
         // So many tasks that a thread which comes late or loses its CPU leaves little over.
         let balanced = columns / (16 * self.pool.threads());
@@ -168,8 +174,8 @@ struct Task<'a, W> {
     weights: &'a [W],
 }
 
-/// Products of one task's weight rows with one tile of activation rows.
-type Block = [[f32; TASK_ROWS]; TILE_TOKENS];
+/// Products of one task's weight rows with one group of activation rows.
+type Block = [[f32; TASK_ROWS]; GROUP_TOKENS];
 
 impl<W: Stored> Kernel for Task<'_, W> {
     type Output = ();
@@ -177,26 +183,25 @@ impl<W: Stored> Kernel for Task<'_, W> {
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
         let Part { x, inner, tokens, bias, then, out, columns, first, count } = self.part;
-        let mut product: Block = [[0.0; TASK_ROWS]; TILE_TOKENS];
-        let mut other: Block = [[0.0; TASK_ROWS]; TILE_TOKENS];
+        let (mut product, mut other) = (MaybeUninit::<Block>::uninit(), MaybeUninit::<Block>::uninit());
         let mut token = 0;
         while token < tokens {
-            let height = TILE_TOKENS.min(tokens - token);
-            let tile = &x[token * inner..][..height * inner];
+            let height = GROUP_TOKENS.min(tokens - token);
+            let product = zeroed(&mut product, height);
+            let other = zeroed(&mut other, if then == Then::SwiGlu { height } else { 0 });
+            let group = &x[token * inner..][..height * inner];
             // SAFETY: the instructions are there by this function's contract, and the slices are of whole rows.
             unsafe {
-                block::<S, W>(&self.weights[first * inner..][..count * inner], tile, inner, &mut product);
+                block::<S, W>(&self.weights[first * inner..][..count * inner], group, inner, token == 0, product);
                 if then == Then::SwiGlu {
-                    block::<S, W>(&self.weights[(columns + first) * inner..][..count * inner], tile, inner, &mut other);
+                    let weights = &self.weights[(columns + first) * inner..][..count * inner];
+                    block::<S, W>(weights, group, inner, token == 0, other);
                 }
             }
             for t in 0..height {
-                let (product, other) = (&mut product[t], &mut other[t]);
+                let product = &mut product[t];
                 if let Some(bias) = bias {
                     add(&mut product[..count], &bias[first..]);
-                    if then == Then::SwiGlu {
-                        add(&mut other[..count], &bias[columns + first..]);
-                    }
                 }
                 // SAFETY: this task alone writes these columns, and each lies within its row of `out`.
                 let to = unsafe { std::slice::from_raw_parts_mut(out.at((token + t) * columns + first), count) };
@@ -204,6 +209,10 @@ impl<W: Stored> Kernel for Task<'_, W> {
                     Then::Store => to.copy_from_slice(&product[..count]),
                     Then::Add => add(to, &product[..count]),
                     Then::SwiGlu => {
+                        let other = &mut other[t];
+                        if let Some(bias) = bias {
+                            add(&mut other[..count], &bias[columns + first..]);
+                        }
                         // SAFETY: the instructions are there by this function's contract.
                         unsafe { gate::<S>(product, other, count) };
                         to.copy_from_slice(&product[..count]);
@@ -213,6 +222,19 @@ impl<W: Stored> Kernel for Task<'_, W> {
             token += height;
         }
     }
+}
+
+/// The first `height` rows, zeroed. All of a block would be more to write than a task of one activation row has to read.
+#[inline(always)]
+fn zeroed(block: &mut MaybeUninit<Block>, height: usize) -> &mut [[f32; TASK_ROWS]] {
+    let rows = block.as_mut_ptr().cast::<[f32; TASK_ROWS]>();
+    let height = height.min(GROUP_TOKENS);
+    for t in 0..height {
+        // SAFETY: within the block.
+        unsafe { rows.add(t).write([0.0; TASK_ROWS]) };
+    }
+    // SAFETY: these rows have just been written, and the block is borrowed for as long as they are.
+    unsafe { std::slice::from_raw_parts_mut(rows, height) }
 }
 
 #[inline(always)]
@@ -241,80 +263,122 @@ unsafe fn gate<S: Simd>(g: &mut [f32; TASK_ROWS], u: &[f32; TASK_ROWS], count: u
     }
 }
 
-/// `into[t][r]` = activation row `t` of `x` times weight row `r`.
+/// `into[t][r]` = activation row `t` of `x` times weight row `r`; `fresh` when these weights come from memory.
 ///
 /// # Safety
-/// As for [`Simd`]; `weights` and `x` hold whole rows, `x` at most [`TILE_TOKENS`], `weights` at most [`TASK_ROWS`].
+/// As for [`Simd`]; `weights` and `x` hold whole rows, `x` at most [`GROUP_TOKENS`], `weights` at most [`TASK_ROWS`].
 #[inline(always)]
-unsafe fn block<S: Simd, W: Stored>(weights: &[W], x: &[f32], inner: usize, into: &mut Block) {
+unsafe fn block<S: Simd, W: Stored>(
+    weights: &[W],
+    x: &[f32],
+    inner: usize,
+    fresh: bool,
+    into: &mut [[f32; TASK_ROWS]],
+) {
+    let (rows, tokens) = (weights.len() / inner, x.len() / inner);
+    // Tiles of equal height, so that none is left with a single row.
+    let tiles = tokens.div_ceil(TILE_TOKENS);
+    let mut row = 0;
+    while row < rows {
+        let height = if row + TILE_ROWS <= rows { TILE_ROWS } else { 1 };
+        for i in 0..tiles {
+            let (from, to) = (i * tokens / tiles, (i + 1) * tokens / tiles);
+            // SAFETY: the tile's rows lie within the slices.
+            unsafe {
+                let w = weights.as_ptr().add(row * inner);
+                let x = x.as_ptr().add(from * inner);
+                let into = &mut into[from..to];
+                match (height, fresh && i == 0) {
+                    (TILE_ROWS, true) => strip::<S, W, TILE_ROWS, true>(w, x, inner, row, into),
+                    (TILE_ROWS, false) => strip::<S, W, TILE_ROWS, false>(w, x, inner, row, into),
+                    _ => strip::<S, W, 1, false>(w, x, inner, row, into),
+                }
+            }
+        }
+        row += height;
+    }
+}
+
+/// One tile, of as many activation rows as `into` has.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn strip<S: Simd, W: Stored, const R: usize, const AHEAD: bool>(
+    w: *const W,
+    x: *const f32,
+    inner: usize,
+    row: usize,
+    into: &mut [[f32; TASK_ROWS]],
+) {
     // SAFETY: the caller's promise.
     unsafe {
-        match x.len() / inner {
-            1 => strip::<S, W, 1>(weights, x, inner, into),
-            2 => strip::<S, W, 2>(weights, x, inner, into),
-            3 => strip::<S, W, 3>(weights, x, inner, into),
-            4 => strip::<S, W, 4>(weights, x, inner, into),
-            5 => strip::<S, W, 5>(weights, x, inner, into),
-            _ => strip::<S, W, 6>(weights, x, inner, into),
+        match into.len() {
+            1 => tile::<S, W, R, 1, AHEAD>(w, x, inner, row, into),
+            2 => tile::<S, W, R, 2, AHEAD>(w, x, inner, row, into),
+            3 => tile::<S, W, R, 3, AHEAD>(w, x, inner, row, into),
+            4 => tile::<S, W, R, 4, AHEAD>(w, x, inner, row, into),
+            5 => tile::<S, W, R, 5, AHEAD>(w, x, inner, row, into),
+            _ => tile::<S, W, R, 6, AHEAD>(w, x, inner, row, into),
         }
     }
 }
 
-/// [`block`] for `T` activation rows.
+/// Dot products of `R` (at most [`TILE_ROWS`]) weight rows with `T` activation rows, into the columns from `row` on.
+/// Each is summed in the same order for any `R` and `T`.
 ///
-/// # Safety
-/// As for [`block`].
-#[inline(always)]
-unsafe fn strip<S: Simd, W: Stored, const T: usize>(weights: &[W], x: &[f32], inner: usize, into: &mut Block) {
-    let rows = weights.len() / inner;
-    let mut row = 0;
-    // SAFETY: the rows that a tile reads lie within the slices.
-    unsafe {
-        while row + TILE_ROWS <= rows {
-            let sums = tile::<S, W, TILE_ROWS, T>(weights.as_ptr().add(row * inner), x.as_ptr(), inner);
-            for t in 0..T {
-                into[t][row..row + TILE_ROWS].copy_from_slice(&sums[t]);
-            }
-            row += TILE_ROWS;
-        }
-        while row < rows {
-            let sums = tile::<S, W, 1, T>(weights.as_ptr().add(row * inner), x.as_ptr(), inner);
-            for t in 0..T {
-                into[t][row] = sums[t][0];
-            }
-            row += 1;
-        }
-    }
-}
-
-/// Dot products of `R` (at most 4) weight rows with `T` activation rows. Each is summed in the same order for any `R` and `T`.
+/// How the weights are read decides how fast: a single activation row takes them row by row, which the processor sees
+/// as one stream; a tile of several would read several short streams, which it does not, and so it asks ([`AHEAD_BYTES`]
+/// before they are needed, in the order of addresses, into the second-level cache) for what comes later.
 ///
 /// # Safety
 /// As for [`Simd`]; `w` and `x` point to `R` and `T` rows of `inner` values.
 #[inline(always)]
-unsafe fn tile<S: Simd, W: Stored, const R: usize, const T: usize>(
+unsafe fn tile<S: Simd, W: Stored, const R: usize, const T: usize, const AHEAD: bool>(
     w: *const W,
     x: *const f32,
     inner: usize,
-) -> [[f32; TILE_ROWS]; T] {
+    row: usize,
+    into: &mut [[f32; TASK_ROWS]],
+) {
     // SAFETY: all reads are within the rows: whole vectors up to `whole`, then single values.
     unsafe {
         let zero = S::splat(0.0);
         let mut acc = [[zero; TILE_ROWS]; T];
         let whole = inner / S::LANES * S::LANES;
-        let mut i = 0;
-        while i < whole {
-            let mut wide = [zero; R];
+        if T <= 2 {
             for r in 0..R {
-                wide[r] = W::load::<S>(w.add(r * inner + i));
-            }
-            for t in 0..T {
-                let xv = S::load(x.add(t * inner + i));
-                for r in 0..R {
-                    acc[t][r] = S::fma(wide[r], xv, acc[t][r]);
+                let w = w.add(r * inner);
+                let mut i = 0;
+                while i < whole {
+                    let wide = W::load::<S>(w.add(i));
+                    for t in 0..T {
+                        acc[t][r] = S::fma(wide, S::load(x.add(t * inner + i)), acc[t][r]);
+                    }
+                    i += S::LANES;
                 }
             }
-            i += S::LANES;
+        } else {
+            let mut i = 0;
+            while i < whole {
+                if AHEAD {
+                    let ahead = w.wrapping_add(R * i).cast::<u8>().wrapping_add(AHEAD_BYTES);
+                    for line in (0..R * S::LANES * size_of::<W>()).step_by(64) {
+                        S::prefetch(ahead.wrapping_add(line));
+                    }
+                }
+                let mut wide = [zero; R];
+                for r in 0..R {
+                    wide[r] = W::load::<S>(w.add(r * inner + i));
+                }
+                for t in 0..T {
+                    let xv = S::load(x.add(t * inner + i));
+                    for r in 0..R {
+                        acc[t][r] = S::fma(wide[r], xv, acc[t][r]);
+                    }
+                }
+                i += S::LANES;
+            }
         }
         if whole < inner {
             let mut wide = [zero; R];
@@ -334,11 +398,9 @@ unsafe fn tile<S: Simd, W: Stored, const R: usize, const T: usize>(
                 }
             }
         }
-        let mut sums = [[0.0; TILE_ROWS]; T];
         for t in 0..T {
-            sums[t] = S::sum4(acc[t]);
+            into[t][row..row + R].copy_from_slice(&S::sum4(acc[t])[..R]);
         }
-        sums
     }
 }
 

@@ -8,7 +8,7 @@
 
 use std::cell::UnsafeCell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{JoinHandle, Thread};
 
@@ -33,7 +33,6 @@ pub struct Pool {
 /// What the caller lends to the workers for the time of one region.
 struct Job {
     task: *const (dyn Fn(usize) + Sync),
-    tasks: usize,
     caller: Arc<Sleeper>,
 }
 
@@ -42,7 +41,8 @@ struct Shared {
     state: AtomicU64,
     /// Written by the caller while no worker has joined and the region is closed; read by workers that have joined.
     job: UnsafeCell<Option<Job>>,
-    next: AtomicUsize,
+    /// One range of tasks for each thread, the caller's first.
+    ranges: Vec<Range>,
     quit: AtomicBool,
     panicked: AtomicBool,
 }
@@ -52,6 +52,28 @@ struct Shared {
 unsafe impl Sync for Shared {}
 // SAFETY: as above.
 unsafe impl Send for Shared {}
+
+/// Tasks that one thread takes from the front and others, when they have none left, from the back: a thread that walks
+/// through neighbouring tasks reads memory in one stream. On a cache line of its own.
+#[repr(align(128))]
+struct Range(AtomicU64);
+
+impl Range {
+    fn set(&self, from: usize, to: usize) {
+        self.0.store((to as u64) << 32 | from as u64, Ordering::Relaxed);
+    }
+
+    fn take(&self, front: bool) -> Option<usize> {
+        let split = |range: u64| (range & u64::from(u32::MAX), range >> 32);
+        let shrink = |range| {
+            let (from, to) = split(range);
+            let (from, to) = if front { (from + 1, to) } else { (from, to.checked_sub(1)?) };
+            (from <= to).then_some(to << 32 | from)
+        };
+        let (from, to) = split(self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, shrink).ok()?);
+        Some(if front { from } else { to - 1 } as usize)
+    }
+}
 
 /// A thread that may be asleep.
 struct Sleeper {
@@ -101,7 +123,7 @@ impl Pool {
         let shared = Arc::new(Shared {
             state: AtomicU64::new(0),
             job: UnsafeCell::new(None),
-            next: AtomicUsize::new(0),
+            ranges: (0..threads.max(1)).map(|_| Range(AtomicU64::new(0))).collect(),
             quit: AtomicBool::new(false),
             panicked: AtomicBool::new(false),
         });
@@ -112,7 +134,7 @@ impl Pool {
             let spawned = std::thread::Builder::new().name(format!("kernel-{i}")).spawn(move || {
                 let sleeper = Arc::new(Sleeper::current());
                 if tell.send(Arc::clone(&sleeper)).is_ok() {
-                    theirs.work(&sleeper);
+                    theirs.work(&sleeper, i);
                 }
             });
             match (spawned, told.recv()) {
@@ -129,7 +151,7 @@ impl Pool {
     }
 
     /// Calls `task` once with each number below `tasks`, on all threads, in no certain order, and returns when all are
-    /// done. Must not be called from within a task. A panic in a task is passed on after the others have finished.
+    /// done. Neighbouring tasks go to the same thread as far as possible. At most `u32::MAX` tasks. Must not be called from within a task. A panic in a task is passed on after the others have finished.
     pub fn run(&self, tasks: usize, task: &(dyn Fn(usize) + Sync)) {
         if tasks < 2 || self.workers.is_empty() {
             (0..tasks).for_each(task);
@@ -146,15 +168,18 @@ impl Pool {
         let task_for_workers: *const (dyn Fn(usize) + Sync) =
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(task) };
         // SAFETY: the last region is closed and left by all, so no worker reads the job.
-        unsafe { *shared.job.get() = Some(Job { task: task_for_workers, tasks, caller: Arc::clone(&me) }) };
-        shared.next.store(0, Ordering::Relaxed);
+        unsafe { *shared.job.get() = Some(Job { task: task_for_workers, caller: Arc::clone(&me) }) };
+        let threads = self.threads();
+        for (i, range) in shared.ranges[..threads].iter().enumerate() {
+            range.set(i * tasks / threads, (i + 1) * tasks / threads);
+        }
         let region = (shared.state.load(Ordering::Relaxed) & !JOINED & !OPEN).wrapping_add(REGION);
         shared.state.store(region | OPEN, Ordering::SeqCst);
         for (_, worker) in self.workers.iter().take(tasks - 1) {
             worker.wake();
         }
         let region = Region { shared, me: &me };
-        shared.drain(task, tasks);
+        shared.drain(task, 0);
         drop(region);
         if shared.panicked.swap(false, Ordering::Relaxed) {
             resume_unwind(Box::new("a task of a parallel region panicked"));
@@ -187,18 +212,21 @@ impl Drop for Pool {
 }
 
 impl Shared {
-    fn drain(&self, task: &(dyn Fn(usize) + Sync), tasks: usize) {
-        loop {
-            let i = self.next.fetch_add(1, Ordering::Relaxed);
-            if i >= tasks {
-                return;
-            }
+    /// Takes tasks, its own first, until there are none.
+    fn drain(&self, task: &(dyn Fn(usize) + Sync), index: usize) {
+        let own = &self.ranges[index];
+        while let Some(i) = own.take(true) {
             task(i);
+        }
+        for others in self.ranges[index + 1..].iter().chain(&self.ranges[..index]) {
+            while let Some(i) = others.take(false) {
+                task(i);
+            }
         }
     }
 
     /// A worker's life.
-    fn work(&self, me: &Sleeper) {
+    fn work(&self, me: &Sleeper, index: usize) {
         let mut seen = 0;
         loop {
             let region = || self.state.load(Ordering::SeqCst) & !(JOINED | OPEN);
@@ -214,11 +242,11 @@ impl Shared {
             // SAFETY: having joined an open region, this thread sees the job of that region, and the caller does not
             // touch it before this thread has left.
             let job = unsafe { (*self.job.get()).as_ref() };
-            if let Some(Job { task, tasks, caller }) = job {
+            if let Some(Job { task, caller }) = job {
                 let caller = Arc::clone(caller);
                 // SAFETY: the caller keeps the closure alive until all have left.
                 let task = unsafe { &**task };
-                if catch_unwind(AssertUnwindSafe(|| self.drain(task, *tasks))).is_err() {
+                if catch_unwind(AssertUnwindSafe(|| self.drain(task, index))).is_err() {
                     self.panicked.store(true, Ordering::Relaxed);
                 }
                 let before = self.state.fetch_sub(1, Ordering::SeqCst);
@@ -233,6 +261,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicUsize;
 
     #[test]
     fn every_task_runs_once_whatever_the_number_of_threads() {

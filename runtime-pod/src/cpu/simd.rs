@@ -109,6 +109,9 @@ pub(crate) trait Simd: Copy {
     unsafe fn round(a: Self::V) -> Self::V;
     /// The sums over the lanes of four vectors. The order of additions within a vector is always the same.
     unsafe fn sum4(v: [Self::V; 4]) -> [f32; 4];
+    /// Asks for the cache line at `from`, which need not be mapped, into the second-level cache; nothing where there is no such instruction.
+    #[inline(always)]
+    unsafe fn prefetch(_from: *const u8) {}
 }
 
 /// e^x by Cody and Waite's reduction and a polynomial of degree 6 (coefficients: the series, accurate to 2e-7
@@ -295,6 +298,10 @@ mod x86 {
                 out
             }
         }
+        #[inline(always)]
+        unsafe fn prefetch(from: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
+        }
     }
 
     #[derive(Clone, Copy)]
@@ -373,6 +380,10 @@ mod x86 {
                 _mm_storeu_ps(out.as_mut_ptr(), sums);
                 out
             }
+        }
+        #[inline(always)]
+        unsafe fn prefetch(from: *const u8) {
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(from.cast()) }
         }
     }
 }

@@ -16,7 +16,7 @@ use candle_core::{Device, Tensor};
 use super::config::ModelConfig;
 use super::weights::{Checkpoint, Values};
 use super::{
-    DEFAULT_MAX_CONTEXT, Dtype, Engine, EngineError, EngineInfo, EngineName, LoadOptions, Provider, SlotToken,
+    DEFAULT_MAX_CONTEXT, Dtype, Engine, EngineError, EngineInfo, EngineName, LoadOptions, Provider, SlotToken, Work,
 };
 use crate::cpu::Kernels;
 use crate::cpu::attention::{KvCache, Rope, Row};
@@ -74,6 +74,7 @@ impl CandleEngine {
             threads: kernels.pool.threads(),
             weight_bytes,
             kv_bytes_per_token,
+            work: Some(work(&config, dtype)),
             isa: Some(kernels.isa.to_string()),
         };
         let model = read_model(&mut files, config, dtype, kernels, context)?;
@@ -162,6 +163,19 @@ fn within(option: &'static str, value: usize, most: usize) -> Result<usize, Engi
         Ok(value)
     } else {
         Err(EngineError::Option { option, problem: format!("{value} is out of range; give 1 to {most}") })
+    }
+}
+
+/// What a step costs.
+fn work(config: &ModelConfig, dtype: Dtype) -> Work {
+    let ModelConfig { hidden, intermediate, layers, vocab, heads, kv_heads, head_dim, tied, .. } = *config;
+    let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+    let embedding_only = if tied { 0 } else { vocab * hidden };
+    Work {
+        step_weight_bytes: (config.parameters() - embedding_only as u64) * dtype.bytes() as u64,
+        block_flops_per_token: (2 * layers * (hidden * (q + 2 * kv) + q * hidden + 3 * hidden * intermediate)) as u64,
+        output_flops_per_row: (2 * hidden * vocab) as u64,
+        attention_flops_per_position: (4 * layers * q) as u64,
     }
 }
 

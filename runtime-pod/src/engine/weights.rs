@@ -288,7 +288,7 @@ fn convert<F: Weight, T: Weight>(file: &File, offset: u64, into: &mut [T]) -> Re
 
 /// Zeroes that the kernel is asked to put on huge pages: decoding streams all weights for every token, and
 /// with 4-KiB pages it would wait for address translation.
-pub(crate) fn zeroed_on_huge_pages<T: bytemuck::Pod>(count: usize) -> Vec<T> {
+pub fn zeroed_on_huge_pages<T: bytemuck::Pod>(count: usize) -> Vec<T> {
     let values = bytemuck::zeroed_vec::<T>(count);
     #[cfg(target_os = "linux")]
     {

@@ -38,6 +38,7 @@ impl FakeEngine {
             threads: 1,
             weight_bytes: 4,
             kv_bytes_per_token: 1,
+            work: None,
             isa: None,
         };
         Self { info, left: vec![0; slots], clock, calls: 0, stop_at: None, fail_at: None }
