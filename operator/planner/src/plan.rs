@@ -7,6 +7,7 @@
 //! plan bit for bit; no plan is returned whose limits were not checked against the workload.
 
 mod assignment;
+mod band;
 mod baselines;
 mod certificate;
 mod classes;

@@ -11,8 +11,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone)]
 pub struct Assignment {
     surfaces: Vec<Surface>,
-    errors: Vec<f64>,
-    band: f64,
+    margins: Vec<f64>,
     /// Surfaces that are near the lowest somewhere in each cell.
     masks: Vec<u64>,
     named: Table,
@@ -38,8 +37,7 @@ struct Mark {
 /// The parts of an assignment, see [`Assignment`].
 pub(crate) struct Parts {
     pub(crate) surfaces: Vec<Surface>,
-    pub(crate) errors: Vec<f64>,
-    pub(crate) band: f64,
+    pub(crate) margins: Vec<f64>,
     pub(crate) masks: Vec<u64>,
     /// Requests near a border, with their number by class.
     pub(crate) named: Vec<(Tokens, Vec<(usize, u64)>)>,
@@ -49,7 +47,7 @@ pub(crate) struct Parts {
 
 impl Assignment {
     pub(crate) fn new(parts: Parts, workload: &Workload) -> Self {
-        let Parts { surfaces, errors, band, masks, named, classes } = parts;
+        let Parts { surfaces, margins, masks, named, classes } = parts;
         let mut table = Table::with_room_for(named.len());
         let mut splits = vec![];
         for (tokens, spread) in named {
@@ -60,7 +58,7 @@ impl Assignment {
                 splits.push(spread);
             }
         }
-        let mut assignment = Self { surfaces, errors, band, masks, named: table, splits, classes: vec![] };
+        let mut assignment = Self { surfaces, margins, masks, named: table, splits, classes: vec![] };
         assignment.classes =
             classes.iter().enumerate().map(|(c, members)| assignment.sections(workload, c, members)).collect();
         assignment
@@ -185,12 +183,12 @@ struct Cursor<'a> {
 impl Cursor<'_> {
     #[inline]
     fn class(&mut self, cell: usize, tokens: Tokens) -> usize {
-        let Assignment { surfaces, errors, band, masks, named, .. } = self.assignment;
+        let Assignment { surfaces, margins, masks, named, .. } = self.assignment;
         let mask = masks[cell];
         if mask.is_power_of_two() {
             return mask.trailing_zeros() as usize;
         }
-        let contest = Contest { surfaces, errors, band: *band };
+        let contest = Contest { surfaces, margins };
         let (lowest, near) = contest.at(tokens, mask);
         if near.is_power_of_two() {
             return lowest;

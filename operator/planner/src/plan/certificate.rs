@@ -18,8 +18,8 @@ pub(crate) fn dual_value(workload: &Workload, classes: &Classes, outlets: &[Outl
     let (surfaces, errors) = classes.priced(potentials);
     let sums = classes.fixed.iter().zip(&errors).map(|(fixed, error)| FixedSum::new(fixed, &classes.scale, *error));
     let mut least = Least { workload, classes, potentials, sums: sums.collect(), counts: vec![0; classes.len()] };
-    // Walks with a band of nothing but the rounding errors: what they leave open is compared in integers.
-    workload.walk(&Contest { surfaces: &surfaces, errors: &errors, band: 0.0 }, &mut least);
+    // With margins of nothing but the rounding errors: what they leave open is compared in integers.
+    workload.walk(&Contest { surfaces: &surfaces, margins: &errors }, &mut least);
     let served: i128 = least.sums.iter().map(FixedSum::sum).sum();
     let prices: i128 = least.counts.iter().zip(potentials).map(|(n, p)| i128::from(*n) * p).sum();
     let let_out = outlets.iter().map(|outlet| {

@@ -3,7 +3,7 @@
 
 use super::problem::Ground;
 use super::rows::{Priced, Rows};
-use super::workload::{Node, Visit, Workload, bits};
+use super::workload::{Contest, Node, Visit, Workload, bits};
 use crate::units::Tokens;
 use std::ops::Range;
 
@@ -55,7 +55,7 @@ impl Core {
     ) {
         for k in who {
             self.who.push(k);
-            self.cost.push(surcharge[k] + ground.cost[k].at(f64::from(tokens.input), f64::from(tokens.output)));
+            self.cost.push(cost_of(ground, surcharge, k, tokens));
             self.usage.extend(rows.of[k].iter().map(|row| rows.list[*row].measure.of_request(ground, k, tokens)));
             self.usage.resize(self.who.len() * self.stride, 0.0);
         }
@@ -69,23 +69,23 @@ impl Core {
         Self { starts: vec![0], stride, left: limits.to_vec(), ..Self::default() }
     }
 
-    /// Every node as one unit of its mean request; outside the band the lowest surface takes it.
-    pub(crate) fn of_nodes(
+    /// Requests given as a few with their numbers; outside the widths the lowest surface takes them.
+    pub(crate) fn of_means(
         ground: &Ground<'_>,
         rows: &Rows,
         limits: &[f64],
         surcharge: &[f64],
-        nodes: &[Node],
+        requests: &[(Tokens, u64)],
         priced: &Priced,
-        band: f64,
+        widths: &[f64],
     ) -> Self {
         let mut core = Self::empty(rows, limits);
-        let contest = priced.contest(band);
-        for node in nodes.iter().filter(|n| n.moments.count > 0) {
-            let (tokens, count) = (node.mean(), node.moments.count);
+        let contest = Contest { surfaces: &priced.surfaces, margins: &priced.margins(widths) };
+        for &(tokens, count) in requests {
             let (lowest, near) = contest.at(tokens, contest.everyone());
             if near.is_power_of_two() {
                 let k = priced.who[lowest];
+                core.settled += cost_of(ground, surcharge, k, tokens) * count as f64;
                 for &row in &rows.of[k] {
                     core.left[row] -= rows.list[row].measure.of_request(ground, k, tokens) * count as f64;
                 }
@@ -96,14 +96,14 @@ impl Core {
         core
     }
 
-    /// The requests within the band, equal ones merged, in order of (x, y); the others are decided.
+    /// The requests within the margins, equal ones merged, in order of (x, y); the others are decided.
     pub(crate) fn of_requests(
         ground: &Ground<'_>,
         rows: &Rows,
         limits: &[f64],
         surcharge: &[f64],
         priced: &Priced,
-        band: f64,
+        margins: &[f64],
     ) -> Self {
         let workload = ground.workload;
         let mut sort = Sort {
@@ -112,7 +112,7 @@ impl Core {
             listed: vec![],
             masks: vec![0; workload.cells().len()],
         };
-        workload.walk(&priced.contest(band), &mut sort);
+        workload.walk(&Contest { surfaces: &priced.surfaces, margins }, &mut sort);
         let Sort { loads, mut listed, masks, .. } = sort;
         listed.sort_unstable();
         let mut core = Self::empty(rows, limits);
@@ -137,6 +137,10 @@ impl Core {
         core.masks = masks;
         core
     }
+}
+
+fn cost_of(ground: &Ground<'_>, surcharge: &[f64], k: usize, tokens: Tokens) -> f64 {
+    surcharge[k] + ground.cost[k].at(f64::from(tokens.input), f64::from(tokens.output))
 }
 
 struct Sort<'a> {

@@ -199,15 +199,14 @@ impl Search<'_> {
     }
 
     fn assignment(&self, solved: &Solved, outlets: &[Outlet]) -> (Assignment, Vec<f64>, Vec<u64>) {
-        let (surfaces, errors) = self.classes.priced(&solved.centre);
+        let (surfaces, _) = self.classes.priced(&solved.centre);
         let mut classes = vec![vec![]; self.classes.len()];
         for (k, (class, _)) in self.classes.member.iter().enumerate() {
             classes[*class].push((k, solved.counts[k]));
         }
         let parts = Parts {
             surfaces,
-            errors,
-            band: solved.band,
+            margins: solved.margins.clone(),
             masks: solved.masks.clone(),
             named: solved.contested.clone(),
             classes,

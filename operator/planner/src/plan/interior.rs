@@ -52,6 +52,8 @@ struct State<'a> {
     left: Vec<f64>,
     x: Vec<f64>,
     z: Vec<f64>,
+    /// x / z
+    d: Vec<f64>,
     y: Vec<f64>,
     price: Vec<f64>,
     spare: Vec<f64>,
@@ -75,27 +77,23 @@ impl<'a> State<'a> {
         let total: f64 = core.counts.iter().map(|n| *n as f64).sum::<f64>().max(1.0);
         let mut row_scale = vec![0.0; m];
         let mut cost = vec![0.0; core.who.len()];
-        let mut worth = 0.0;
+        let (mut logs, mut weight) = (0.0, 0.0);
         for unit in 0..core.len() {
             let (n, arcs) = (core.counts[unit] as f64, core.arcs(unit));
             let least = arcs.clone().map(|a| core.cost[a]).fold(f64::INFINITY, f64::min);
-            let (mut sum, mut number) = (0.0, 0.0);
             for arc in arcs.clone() {
                 cost[arc] = if with_costs { core.cost[arc] - least } else { 0.0 };
                 if cost[arc] > 0.0 {
-                    // Harmonic, so that one absurdly dear candidate does not drown the others.
-                    sum += 1.0 / cost[arc];
-                    number += 1.0;
+                    logs += n * cost[arc].ln();
+                    weight += n;
                 }
                 for (row, usage) in core.uses(rows, arc) {
                     row_scale[row] += n * usage.abs() / arcs.len() as f64;
                 }
             }
-            if number > 0.0 {
-                worth += n * number / sum;
-            }
         }
-        let cost_scale = if worth > 0.0 { worth } else { 1.0 };
+        // A geometric mean: neither one absurdly dear candidate nor a near tie drowns the others.
+        let cost_scale = if weight > 0.0 { total * f64::exp(logs / weight) } else { 1.0 };
         row_scale.iter_mut().for_each(|s| *s = if *s > 0.0 { *s } else { 1.0 });
         cost.iter_mut().for_each(|c| *c *= total / cost_scale);
         let stride = rows.of.iter().map(Vec::len).max().unwrap_or(0);
@@ -115,6 +113,7 @@ impl<'a> State<'a> {
             row_scale,
             x: vec![0.0; cost.len()],
             z: vec![0.0; cost.len()],
+            d: vec![0.0; cost.len()],
             y: vec![0.0; core.len()],
             price: vec![1.0; m],
             spare: vec![0.0; m],
@@ -230,7 +229,7 @@ impl<'a> State<'a> {
     }
 
     /// The factor of the rows' system: for each unit the weighted covariance of its arcs' usage, plus the diagonals.
-    fn system(&self) -> Option<Vec<f64>> {
+    fn system(&mut self) -> Option<Vec<f64>> {
         let m = self.price.len();
         let mut matrix = vec![0.0; m * m];
         let mut mean = vec![0.0; m];
@@ -239,6 +238,7 @@ impl<'a> State<'a> {
             let mut weight = 0.0;
             for arc in self.core.arcs(unit) {
                 let d = self.x[arc] / self.z[arc];
+                self.d[arc] = d;
                 weight += d;
                 let of = &self.rows.of[self.core.who[arc]];
                 let usage = &self.usage[arc * self.stride..][..of.len()];
@@ -279,12 +279,10 @@ impl<'a> State<'a> {
         for unit in 0..self.core.len() {
             let (mut weight, mut sum, mut flow) = (0.0, 0.0, 0.0);
             for arc in self.core.arcs(unit) {
-                let (x, z) = (self.x[arc], self.z[arc]);
-                // Rounding drifts are corrected as they come: the multiplier's residual is recomputed each time.
-                let residual = self.cost[arc] + self.priced(arc, &self.price) - self.y[unit] - z;
+                // The start is feasible in the multipliers, and every step keeps it so: there is no residual of theirs.
+                let (x, d) = (self.x[arc], self.d[arc]);
                 let second = ahead.map_or(0.0, |a| a.x[arc] * a.z[arc]);
-                base[arc] = (target - x * z - second - x * residual) / z;
-                let d = x / z;
+                base[arc] = if target == 0.0 { -x } else { (target - second) / self.z[arc] - x };
                 weight += d;
                 sum += base[arc];
                 flow += x;
@@ -327,15 +325,16 @@ impl<'a> State<'a> {
             let (weight, lift) = level[unit];
             let mut priced = 0.0;
             for arc in self.core.arcs(unit) {
-                priced += self.x[arc] / self.z[arc] * self.priced(arc, &along.price);
+                let by = self.priced(arc, &along.price);
+                along.z[arc] = by;
+                priced += self.d[arc] * by;
             }
             let y = lift + priced / weight;
             along.y[unit] = y;
             for arc in self.core.arcs(unit) {
-                let by = self.priced(arc, &along.price);
-                let residual = self.cost[arc] + self.priced(arc, &self.price) - self.y[unit] - self.z[arc];
-                along.x[arc] += self.x[arc] / self.z[arc] * (y - by);
-                along.z[arc] = residual - y + by;
+                let by = along.z[arc];
+                along.x[arc] += self.d[arc] * (y - by);
+                along.z[arc] = by - y;
             }
         }
         for r in 0..m {

@@ -6,6 +6,7 @@
 //! small problems which request goes where, is decided by branch and bound.
 
 use super::assignment::{Assignment, Parts};
+use super::band::{self, means};
 use super::core::Core;
 use super::enumerate;
 use super::interior::{self, Relaxed};
@@ -13,17 +14,21 @@ use super::problem::{Ground, ProblemError};
 use super::repair::{Placed, Repair};
 use super::rows::{Priced, Rows, slop};
 use super::tally;
-use super::workload::Node;
 use super::{Answer, Draft, Proof};
+use crate::units::Tokens;
 
 /// Up to this many (request, candidate) pairs are taken all at once.
-const SMALL: usize = 200_000;
-/// Nodes of the coarse level.
-const COARSE: usize = 1024;
-/// Share of the requests aimed at within the band.
-const BAND_SHARE: f64 = 0.01;
+const SMALL: usize = 50_000;
+/// Nodes of the first, coarse level.
+const COARSE: usize = 256;
+/// Share of the requests that stay undecided at that level.
+const FIRST_UNDECIDED: f64 = 0.8;
+/// Share of the requests that stay undecided when all others are decided by prices.
+const UNDECIDED: f64 = 0.02;
 /// Gap, as a fraction of the assigned costs' magnitudes, below which no further improvement is looked for.
-const ENOUGH: f64 = 1e-7;
+const ENOUGH: f64 = 1.3e-6;
+/// The same for estimates from means.
+const ROUGH: f64 = 1e-4;
 /// Branches on setups before the search gives up proving.
 const BRANCHES: usize = 5000;
 
@@ -207,7 +212,7 @@ impl Search<'_> {
             return Ok(nothing(vec![0.0; rows.len()]));
         }
         let stage = Stage { search: self, who: &who, surcharge: &surcharge, limits: &limits };
-        let Some((core, relaxed, priced, band)) = stage.relax(start) else {
+        let Some(Relaxation { core, relaxed, priced, margins, bound }) = stage.relax(start) else {
             return Ok(Visited { bound: f64::NEG_INFINITY, settled: false, ..nothing(vec![0.0; rows.len()]) });
         };
         if relaxed.exceeded
@@ -215,7 +220,7 @@ impl Search<'_> {
         {
             return Ok(nothing(prices));
         }
-        let bound = stage.dual_value(&relaxed.prices) + setups;
+        let bound = bound + setups;
         let enough = ENOUGH * stage.worth(&core, &relaxed);
         let mut placed = Repair::new(&core, rows, &relaxed, &limits, self.stop).run(enough);
         let (mut settled, mut branched) = (false, false);
@@ -233,11 +238,27 @@ impl Search<'_> {
         for (arc, flow) in relaxed.flow.iter().enumerate() {
             counts[core.who[arc]] += flow;
         }
-        let best = placed.as_ref().and_then(|placed| stage.found(&core, placed, &relaxed.prices, &priced, band));
+        let best = placed.as_ref().and_then(|placed| stage.found(&core, placed, &relaxed.prices, &priced, &margins));
         // What fails its check after a complete search is no proof of anything.
         settled &= best.is_some() || placed.is_none();
         Ok(Visited { bound, prices: relaxed.prices, best, settled, branched, counts })
     }
+}
+
+/// A relaxation of the whole problem: a core within margins around the borders, everything else decided by prices.
+struct Relaxation {
+    core: Core,
+    relaxed: Relaxed,
+    priced: Priced,
+    margins: Vec<f64>,
+    /// What the relaxation's prices prove.
+    bound: f64,
+}
+
+fn widen(widths: &mut [f64], factor: f64) {
+    // A width of nothing would stay so.
+    let least = 1e-3 * widths.iter().copied().fold(0.0, f64::max);
+    widths.iter_mut().for_each(|width| *width = width.max(least) * factor);
 }
 
 /// The problem under decisions on setups.
@@ -254,78 +275,90 @@ impl Stage<'_> {
     }
 
     /// Prices, the core around them, and its relaxation. None: stopped.
-    fn relax(&self, start: Option<&[f64]>) -> Option<(Core, Relaxed, Priced, f64)> {
+    fn relax(&self, start: Option<&[f64]>) -> Option<Relaxation> {
         let Search { ground, rows, stop } = *self.search;
         let workload = ground.workload;
         let mut prices = start.map_or(vec![0.0; rows.len()], <[f64]>::to_vec);
-        let mut band = f64::INFINITY;
-        if workload.len() * self.who.len() > SMALL {
-            if start.is_none()
-                && let Some(coarse) = workload.levels().iter().rev().find(|level| level.len() <= COARSE)
-            {
-                prices = self.estimate(coarse, &prices, f64::INFINITY)?;
+        let all = vec![f64::INFINITY; self.who.len()];
+        let small = workload.len() * self.who.len() <= SMALL;
+        let mut widths = all.clone();
+        if !small {
+            // Each level's means are better than the one's before: fewer and fewer stay undecided.
+            let mut share = FIRST_UNDECIDED;
+            for level in workload.levels().iter().filter(|level| level.len() >= COARSE) {
+                let requests = means(level);
+                let first = start.is_none() && level.len() == COARSE;
+                if first || start.is_none() || level.len() == workload.cells().len() {
+                    widths = if first { all.clone() } else { self.near(&requests, &prices, share) };
+                    prices = self.estimate(&requests, &prices, &widths)?;
+                }
+                share *= 0.5;
+                if level.len() == workload.cells().len() {
+                    widths = self.near(&requests, &prices, UNDECIDED);
+                }
             }
-            let width = self.band(workload.cells(), &prices, 4.0 * BAND_SHARE);
-            prices = self.estimate(workload.cells(), &prices, width)?;
-            band = self.band(workload.cells(), &prices, BAND_SHARE);
         }
         let mut last = None;
         for _ in 0..6 {
             let priced = self.priced(&prices);
-            let core = Core::of_requests(ground, rows, self.limits, self.surcharge, &priced, band);
+            let margins = priced.margins(&widths);
+            let core = Core::of_requests(ground, rows, self.limits, self.surcharge, &priced, &margins);
             let relaxed = interior::solve(&core, rows, true, stop)?;
-            if band.is_infinite() {
-                return Some((core, relaxed, priced, band));
-            }
             // Outside the band the prices decided: right if the bound over all requests equals the core's cost.
+            let bound = self.dual_value(&relaxed.prices);
             let cost: f64 = core.settled + relaxed.flow.iter().zip(&core.cost).map(|(x, c)| x * c).sum::<f64>();
-            let lost = cost - self.dual_value(&relaxed.prices);
-            prices.clone_from(&relaxed.prices);
-            let good = lost <= 0.5 * ENOUGH * self.worth(&core, &relaxed) && !relaxed.exceeded;
-            last = Some((core, relaxed, priced, band));
-            if good {
+            let good = cost - bound <= 0.2 * ENOUGH * self.worth(&core, &relaxed) && !relaxed.exceeded;
+            // Too few undecided requests to keep the limits: such prices say nothing.
+            let short = relaxed.exceeded && !small;
+            if !short {
+                prices.clone_from(&relaxed.prices);
+            }
+            last = Some(Relaxation { core, relaxed, priced, margins, bound });
+            if good || small {
                 break;
             }
-            band *= 1.5;
+            widen(&mut widths, if short { 4.0 } else { 1.5 });
         }
         last
     }
 
-    fn estimate(&self, nodes: &[Node], start: &[f64], band: f64) -> Option<Vec<f64>> {
-        let Search { ground, rows, stop } = *self.search;
-        let priced = self.priced(start);
-        let core = Core::of_nodes(ground, rows, self.limits, self.surcharge, nodes, &priced, band);
-        interior::solve(&core, rows, true, stop).map(|relaxed| relaxed.prices)
+    fn near(&self, requests: &[(Tokens, u64)], prices: &[f64], share: f64) -> Vec<f64> {
+        band::widths(requests, &self.priced(prices).surfaces, share)
     }
 
-    /// The distance between the two lowest priced costs that `share` of the requests stay below.
-    fn band(&self, nodes: &[Node], prices: &[f64], share: f64) -> f64 {
-        let priced = self.priced(prices);
-        let mut margins: Vec<(f64, u64)> = nodes
-            .iter()
-            .filter(|node| node.moments.count > 0)
-            .map(|node| {
-                let tokens = node.mean();
-                let (x, y) = (f64::from(tokens.input), f64::from(tokens.output));
-                let (mut least, mut second) = (f64::INFINITY, f64::INFINITY);
-                for surface in &priced.surfaces {
-                    let value = surface.at(x, y);
-                    second = second.min(value.max(least));
-                    least = least.min(value);
-                }
-                (second - least, node.moments.count)
-            })
-            .collect();
-        margins.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-        let total = share * self.search.ground.workload.len() as f64;
-        let mut within = 0.0;
-        for (margin, count) in margins {
-            within += count as f64;
-            if within > total && margin > 0.0 {
-                return margin;
+    /// Prices for requests given as a few with their numbers; those within the widths are undecided.
+    fn estimate(&self, requests: &[(Tokens, u64)], start: &[f64], widths: &[f64]) -> Option<Vec<f64>> {
+        let Search { ground, rows, stop } = *self.search;
+        let mut widths = widths.to_vec();
+        let mut prices = start.to_vec();
+        let mut value = self.value_at(requests, &prices);
+        loop {
+            let priced = self.priced(&prices);
+            let core = Core::of_means(ground, rows, self.limits, self.surcharge, requests, &priced, &widths);
+            let relaxed = interior::solve(&core, rows, true, stop)?;
+            // Where those outside the widths would choose otherwise at the new prices, the bound falls short of the cost.
+            let next = self.value_at(requests, &relaxed.prices);
+            let cost: f64 = core.settled + relaxed.flow.iter().zip(&core.cost).map(|(x, c)| x * c).sum::<f64>();
+            let good = !relaxed.exceeded && cost - next <= ROUGH * self.worth(&core, &relaxed);
+            if next > value {
+                (prices, value) = (relaxed.prices, next);
             }
+            if good || core.who.len() == requests.len() * self.who.len() {
+                return Some(prices);
+            }
+            widen(&mut widths, if relaxed.exceeded { 4.0 } else { 2.0 });
         }
-        f64::INFINITY
+    }
+
+    /// The dual function for requests given as a few with their numbers.
+    fn value_at(&self, requests: &[(Tokens, u64)], prices: &[f64]) -> f64 {
+        let surfaces = self.priced(prices).surfaces;
+        let least = |tokens: &Tokens| {
+            let (x, y) = (f64::from(tokens.input), f64::from(tokens.output));
+            surfaces.iter().map(|surface| surface.at(x, y)).fold(f64::INFINITY, f64::min)
+        };
+        let served: f64 = requests.iter().map(|(tokens, count)| *count as f64 * least(tokens)).sum();
+        served - prices.iter().zip(self.limits).map(|(p, limit)| p * limit).sum::<f64>()
     }
 
     /// The lower bound that the prices prove for the requests' costs.
@@ -338,13 +371,14 @@ impl Stage<'_> {
     fn refutation(&self) -> Option<Vec<f64>> {
         let Search { ground, rows, stop } = *self.search;
         let priced = self.priced(&vec![0.0; rows.len()]);
-        let coarse = ground.workload.levels().iter().rev().find(|level| level.len() <= COARSE)?;
-        let all = if ground.workload.len() * self.who.len() <= SMALL {
-            Core::of_requests(ground, rows, self.limits, self.surcharge, &priced, f64::INFINITY)
+        let coarse = ground.workload.levels().iter().rev().find(|level| level.len() <= 4 * COARSE)?;
+        let all = vec![f64::INFINITY; self.who.len()];
+        let core = if ground.workload.len() * self.who.len() <= SMALL {
+            Core::of_requests(ground, rows, self.limits, self.surcharge, &priced, &all)
         } else {
-            Core::of_nodes(ground, rows, self.limits, self.surcharge, coarse, &priced, f64::INFINITY)
+            Core::of_means(ground, rows, self.limits, self.surcharge, &means(coarse), &priced, &all)
         };
-        let prices = interior::solve(&all, rows, false, stop)?.prices;
+        let prices = interior::solve(&core, rows, false, stop)?.prices;
         let usage = Priced::new(ground, rows, &prices, self.who, None);
         let allowed: f64 = prices.iter().zip(self.limits).map(|(p, limit)| p * limit).sum();
         let size: f64 = prices.iter().zip(self.limits).map(|(p, limit)| p * limit.abs()).sum();
@@ -360,7 +394,7 @@ impl Stage<'_> {
     }
 
     /// The assignment of a core, if it keeps the limits when added up from the workload.
-    fn found(&self, core: &Core, placed: &Placed, prices: &[f64], priced: &Priced, band: f64) -> Option<Found> {
+    fn found(&self, core: &Core, placed: &Placed, prices: &[f64], priced: &Priced, margins: &[f64]) -> Option<Found> {
         let Search { ground, rows, .. } = *self.search;
         let place = |k: usize| priced.who.iter().position(|w| *w == k).unwrap_or(0);
         let named = (0..core.len()).map(|unit| {
@@ -369,8 +403,7 @@ impl Stage<'_> {
         });
         let parts = Parts {
             surfaces: priced.surfaces.clone(),
-            errors: priced.errors.clone(),
-            band,
+            margins: margins.to_vec(),
             masks: core.masks.clone(),
             named: named.collect(),
             classes: priced.who.iter().map(|k| vec![(*k, 1)]).collect(),

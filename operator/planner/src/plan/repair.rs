@@ -15,9 +15,13 @@ pub(crate) struct Placed {
 /// Rounds of weighting exceeded limits up before giving up.
 const ROUNDS: usize = 400;
 /// Moves of the least priced cost that are tried in pairs.
-const PAIRED: usize = 1000;
-/// Passes over pairs.
-const PASSES: usize = 40;
+const PAIRED: usize = 4000;
+/// The same for longer chains.
+const CHAINED: usize = 600;
+/// Longest chain.
+const CHAIN: usize = 3;
+/// Passes over chains.
+const PASSES: usize = 60;
 
 pub(crate) struct Repair<'a> {
     core: &'a Core,
@@ -82,7 +86,7 @@ impl<'a> Repair<'a> {
             prices: &relaxed.prices,
             flow,
             left,
-            weight: scale.iter().map(|s| if *s > 0.0 { 1.0 / s } else { 1.0 }).collect(),
+            weight: weights(&relaxed.prices, &scale),
             // What is left is a difference of sums of the size of the limits.
             slops: limits.iter().map(|limit| slop(*limit)).collect(),
             stop,
@@ -183,49 +187,76 @@ impl<'a> Repair<'a> {
             }
             // What lessens the excess by less than rounding could go round in circles.
             let least = 1e-9 * self.excess();
-            let mut best: Option<(f64, Move)> = None;
+            let mut moves: Vec<(f64, Move)> = vec![];
             for unit in 0..self.core.len() {
                 for step in self.unit_moves(unit).filter(|step| self.relieves(*step)) {
                     let change = self.change(step, &[]);
                     if change < -least {
-                        let rate = (step.regret.max(0.0) + 1e-12) / -change;
-                        if best.as_ref().is_none_or(|(lowest, _)| rate < *lowest) {
-                            best = Some((rate, step));
-                        }
+                        moves.push(((step.regret.max(0.0) + 1e-12) / -change, step));
                     }
                 }
             }
-            match best {
-                Some((_, step)) => self.apply(step),
-                None if self.restore_by_pair(least) => {}
-                None => return false,
+            moves.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let mut moved = false;
+            for (_, step) in moves {
+                // Earlier moves may have helped enough already, or taken the room.
+                while self.flow[step.from] > 0 && self.relieves(step) && self.change(step, &[]) < -least {
+                    self.apply(step);
+                    moved = true;
+                }
+            }
+            if !moved && !self.restore_by_pair(least) {
+                return false;
             }
         }
         true
     }
 
+    /// Makes pairs of moves, one that relieves a row and one that gives back to the row that this exceeds instead.
     fn restore_by_pair(&mut self, least: f64) -> bool {
         let mut moves: Vec<Move> = (0..self.core.len()).flat_map(|unit| self.unit_moves(unit)).collect();
         moves.sort_by(|a, b| a.regret.total_cmp(&b.regret));
-        let firsts: Vec<Move> = moves.iter().filter(|m| self.relieves(**m)).take(4 * PAIRED).copied().collect();
-        for first in firsts {
-            let (takes, len) = self.takes(first);
-            let change = self.change(first, &[]);
-            for second in moves.iter().take(8 * PAIRED) {
-                if second.from == first.from && self.flow[first.from] < 2 {
-                    continue;
-                }
-                if change + self.change(*second, &takes[..len]) < -least {
-                    self.apply(first);
-                    self.apply(*second);
-                    return true;
-                }
+        let giving = self.giving(&moves);
+        let mut moved = false;
+        let mut tried = 0;
+        for first in &moves {
+            if self.flow[first.from] == 0 || !self.relieves(*first) {
+                continue;
             }
-            if (self.stop)() {
-                return false;
+            tried += 1;
+            if (moved && tried > PAIRED) || (self.stop)() {
+                break;
+            }
+            let (takes, len) = self.takes(*first);
+            let change = self.change(*first, &[]);
+            let worse = |(row, take): &&(usize, f64)| *take > 0.0 && self.left[*row] - take < -self.slops[*row];
+            let Some((row, _)) = takes[..len].iter().find(worse) else { continue };
+            let lessens = |second: &&Move| {
+                let there = self.flow[second.from] > u64::from(second.from == first.from);
+                there && change + self.change(**second, &takes[..len]) < -least
+            };
+            if let Some(second) = giving[*row].iter().take(PAIRED).find(lessens) {
+                self.apply(*first);
+                self.apply(*second);
+                moved = true;
+                if !self.exceeded() {
+                    break;
+                }
             }
         }
-        false
+        moved
+    }
+
+    /// For each row the moves that give back to it, in the order given.
+    fn giving(&self, moves: &[Move]) -> Vec<Vec<Move>> {
+        let mut giving = vec![vec![]; self.left.len()];
+        for step in moves {
+            let (takes, len) = self.takes(*step);
+            for (row, _) in takes[..len].iter().filter(|(_, take)| *take < 0.0) {
+                giving[*row].push(*step);
+            }
+        }
+        giving
     }
 
     /// What the assignment could still gain: regret of the moves made, and what is left at its price.
@@ -241,61 +272,108 @@ impl<'a> Repair<'a> {
 
     /// Lowers the cost within the limits, until less than `enough` could be gained.
     fn improve(&mut self, enough: f64) {
+        let mut depth = 2;
+        let mut last = f64::INFINITY;
         for _ in 0..PASSES {
             let gap = self.gap();
             if gap <= enough || (self.stop)() {
                 return;
             }
-            let mut moves: Vec<Move> = (0..self.core.len()).flat_map(|unit| self.unit_moves(unit)).collect();
-            moves.retain(|step| step.regret <= gap);
-            moves.sort_by(|a, b| a.regret.total_cmp(&b.regret));
-            let mut improved = false;
-            for step in &moves {
-                improved |= self.try_moves(&[*step]);
+            // Passes that gain next to nothing are left for longer chains.
+            if gap > last * 0.99 && depth < CHAIN {
+                depth += 1;
             }
-            moves.truncate(PAIRED);
-            for (i, first) in moves.iter().enumerate() {
-                for second in &moves[..i] {
-                    // Sorted: both regrets are paid from the same gap.
-                    if first.regret + second.regret > gap {
-                        break;
-                    }
-                    if self.try_moves(&[*first, *second]) {
-                        improved = true;
-                        break;
-                    }
+            last = gap;
+            if !self.pass(gap, depth) {
+                if depth == CHAIN {
+                    return;
                 }
-            }
-            if !improved {
-                return;
+                depth += 1;
             }
         }
     }
 
-    /// Makes the moves if they lower the cost and keep the limits.
-    fn try_moves(&mut self, moves: &[Move]) -> bool {
-        let gain: f64 = moves.iter().map(|m| self.core.cost[m.to] - self.core.cost[m.from]).sum();
-        let size: f64 = moves.iter().map(|m| self.core.cost[m.to].abs() + self.core.cost[m.from].abs()).sum();
-        if gain >= -1e-13 * size {
-            return false;
-        }
-        for (done, step) in moves.iter().enumerate() {
-            if self.flow[step.from] == 0 {
-                self.undo(&moves[..done]);
-                return false;
+    /// Tries chains of moves that lower the cost: the first one gains and exceeds a limit, the next one gives back to that
+    /// limit, and so on. A chain whose priced cost rises by more than the gap cannot gain.
+    fn pass(&mut self, gap: f64, depth: usize) -> bool {
+        let mut moves: Vec<Move> = (0..self.core.len()).flat_map(|unit| self.unit_moves(unit)).collect();
+        moves.retain(|step| step.regret <= gap);
+        moves.sort_by(|a, b| a.regret.total_cmp(&b.regret));
+        moves.truncate(if depth > 2 { CHAINED } else { PAIRED });
+        let giving = self.giving(&moves);
+        let mut improved = false;
+        let mut left = vec![0.0; self.left.len()];
+        for first in &moves {
+            if self.gain(*first) >= 0.0 {
+                continue;
             }
-            self.apply(*step);
+            left.copy_from_slice(&self.left);
+            let mut chain = Chain { moves: vec![], left: &mut left, giving: &giving, gap, depth };
+            if self.extend(&mut chain, *first, 0.0, 0.0) {
+                chain.moves.into_iter().for_each(|step| self.apply(step));
+                improved = true;
+            }
         }
-        if self.exceeded() {
-            self.undo(moves);
-            return false;
-        }
-        true
+        improved
     }
 
-    fn undo(&mut self, moves: &[Move]) {
-        for step in moves.iter().rev() {
-            self.apply(Move { from: step.to, to: step.from, regret: -step.regret });
-        }
+    /// Change of the cost.
+    fn gain(&self, step: Move) -> f64 {
+        self.core.cost[step.to] - self.core.cost[step.from]
     }
+
+    /// Adds a move to a chain, and what it then takes to keep the limits; true where the whole lowers the cost.
+    fn extend(&self, chain: &mut Chain<'_>, step: Move, gain: f64, regret: f64) -> bool {
+        let again = chain.moves.iter().filter(|m| m.from == step.from).count() as u64;
+        if self.flow[step.from] <= again {
+            return false;
+        }
+        let (takes, len) = self.takes(step);
+        let mut before = [0.0; 10];
+        for (i, (row, take)) in takes[..len].iter().enumerate() {
+            before[i] = chain.left[*row];
+            chain.left[*row] -= take;
+        }
+        chain.moves.push(step);
+        let (gain, regret) = (gain + self.gain(step), regret + step.regret);
+        let short = (0..chain.left.len()).find(|row| chain.left[*row] < -self.slops[*row]);
+        let size = self.core.cost[step.to].abs() + self.core.cost[step.from].abs();
+        let done = match short {
+            None => gain < -1e-13 * size,
+            Some(row) if chain.moves.len() < chain.depth => {
+                let (giving, gap) = (chain.giving, chain.gap);
+                let others = giving[row].iter().take_while(|next| regret + next.regret <= gap);
+                // The last move must leave a gain; before it, others may still bring one.
+                let last = chain.moves.len() + 1 == chain.depth;
+                let mut others = others.filter(|next| !last || gain + self.gain(**next) < 0.0);
+                others.any(|next| self.extend(chain, *next, gain, regret))
+            }
+            Some(_) => false,
+        };
+        if !done {
+            chain.moves.pop();
+            for (i, (row, _)) in takes[..len].iter().enumerate() {
+                chain.left[*row] = before[i];
+            }
+        }
+        done
+    }
+}
+
+/// Weights of excess: the prices, at which a border request's move to a dearer but faster candidate is an advantage; a
+/// small part of the largest for rows without a price.
+fn weights(prices: &[f64], scale: &[f64]) -> Vec<f64> {
+    let most = prices.iter().zip(scale).map(|(price, scale)| price * scale).fold(0.0, f64::max);
+    let least = if most > 0.0 { 1e-3 * most } else { 1.0 };
+    prices.iter().zip(scale).map(|(price, scale)| if *scale > 0.0 { price.max(least / scale) } else { 1.0 }).collect()
+}
+
+struct Chain<'a> {
+    moves: Vec<Move>,
+    /// What the rows have left after the chain's moves.
+    left: &'a mut Vec<f64>,
+    /// For each row the moves that give back to it, least regret first.
+    giving: &'a [Vec<Move>],
+    gap: f64,
+    depth: usize,
 }

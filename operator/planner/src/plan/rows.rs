@@ -1,6 +1,7 @@
 //! Limits other than shares as rows of one linear program: each row is a sum over the assignment that must not exceed a
 //! limit, and has a price. Device-seconds, energy, accuracy and counts are all of this form.
 
+use super::band;
 use super::classes::{magnitude, rounding};
 use super::exact;
 use super::moments::Moments;
@@ -207,8 +208,9 @@ impl Priced {
         Self { who: who.to_vec(), surfaces, errors }
     }
 
-    pub(crate) fn contest(&self, band: f64) -> Contest<'_> {
-        Contest { surfaces: &self.surfaces, errors: &self.errors, band }
+    /// The margins within which requests stay undecided, for these widths.
+    pub(crate) fn margins(&self, widths: &[f64]) -> Vec<f64> {
+        band::margins(widths, &self.errors)
     }
 
     /// Sum over all requests of the least priced cost.
@@ -227,7 +229,7 @@ impl Priced {
             }
         }
         let mut sum = Sum(workload, self.surfaces.iter().map(|s| (Moments::default(), Split::new(s))).collect());
-        workload.walk(&self.contest(0.0), &mut sum);
+        workload.walk(&Contest { surfaces: &self.surfaces, margins: &self.errors }, &mut sum);
         sum.1.iter().map(|(all, split)| split.sum_over(all)).sum()
     }
 }

@@ -5,6 +5,7 @@
 //! integer transport problem over them is solved exactly. If a potential strays further than the band covers, the band
 //! is drawn anew around it.
 
+use super::band::{self, margins, means};
 use super::classes::Classes;
 use super::transport::{Ended, Flow, Outlet, Transport, Units};
 use super::workload::{Contest, Node, Visit, Workload, bits};
@@ -15,17 +16,16 @@ use std::ops::Range;
 const SMALL: usize = 2048;
 /// Nodes of the first, coarse level.
 const COARSE: usize = 1024;
-/// Share of the requests aimed at within the band.
-const BAND_SHARE: f64 = 0.01;
+/// Share of the requests that stay undecided when all others are decided by prices.
+const UNDECIDED: f64 = 0.02;
 
 /// An optimal assignment of counts and prices.
 #[derive(Debug, Clone)]
 pub(crate) struct Solved {
     pub(crate) potentials: Vec<i128>,
-    /// The surfaces' distance within which requests were decided one by one.
-    pub(crate) band: f64,
-    /// The potentials that the band was drawn around.
+    /// The potentials that decided all but the contested requests, and how near two surfaces had to be for a contest.
     pub(crate) centre: Vec<i128>,
+    pub(crate) margins: Vec<f64>,
     /// The undecided requests and their numbers by class, in order of (x, y).
     pub(crate) contested: Vec<(Tokens, Vec<(usize, u64)>)>,
     /// Requests of each candidate.
@@ -45,17 +45,20 @@ pub(crate) fn solve(
 ) -> Option<Solved> {
     let solver = Solver { workload, classes, outlets, stop };
     let cold = vec![0; classes.len()];
+    let all = vec![f64::INFINITY; classes.len()];
     if workload.len() <= SMALL {
-        return solver.refine(start.unwrap_or(&cold), f64::INFINITY);
+        return solver.refine(start.unwrap_or(&cold), all);
     }
     let levels = workload.levels();
+    let cells = means(workload.cells());
     let mut potentials = start.map_or(cold, <[i128]>::to_vec);
     let coarse = levels.iter().rev().find(|level| level.len() <= COARSE);
     if let (None, Some(coarse)) = (start, coarse) {
-        potentials = solver.estimate(coarse, &potentials, f64::INFINITY)?.0;
+        potentials = solver.estimate(&means(coarse), &potentials, all)?;
     }
-    let (potentials, band) = solver.estimate(workload.cells(), &potentials, 4.0 * BAND_SHARE)?;
-    solver.refine(&potentials, band)
+    let widths = |potentials: &[i128], share: f64| band::widths(&cells, &classes.priced(potentials).0, share);
+    potentials = solver.estimate(&cells, &potentials, widths(&potentials, 4.0 * UNDECIDED))?;
+    solver.refine(&potentials, widths(&potentials, UNDECIDED))
 }
 
 struct Solver<'a> {
@@ -66,80 +69,46 @@ struct Solver<'a> {
 }
 
 impl Solver<'_> {
-    /// Solves with every node's requests taken to be alike. Returns potentials and the width of a band around them that
-    /// holds about `BAND_SHARE` of the requests. `share` of the requests are looked at more closely, the others stay
-    /// where the potentials put them.
-    fn estimate(&self, nodes: &[Node], start: &[i128], share: f64) -> Option<(Vec<i128>, f64)> {
-        let nodes: Vec<(Tokens, u64)> =
-            nodes.iter().filter(|n| n.moments.count > 0).map(|n| (n.mean(), n.moments.count)).collect();
-        let mut band = if share.is_finite() { self.band(&nodes, start, share) } else { f64::INFINITY };
+    /// Potentials for requests given as a few with their numbers; those within the widths are undecided.
+    fn estimate(&self, requests: &[(Tokens, u64)], start: &[i128], mut widths: Vec<f64>) -> Option<Vec<i128>> {
         let mut start = start.to_vec();
         loop {
             let mut undecided = Undecided::new(self.classes.len());
             let (surfaces, errors) = self.classes.priced(&start);
-            let contest = Contest { surfaces: &surfaces, errors: &errors, band };
-            for (tokens, count) in &nodes {
-                let (lowest, near) = contest.at(*tokens, u64::MAX >> (64 - self.classes.len()));
+            let contest = Contest { surfaces: &surfaces, margins: &margins(&widths, &errors) };
+            for (tokens, count) in requests {
+                let (lowest, near) = contest.at(*tokens, contest.everyone());
                 undecided.add(*tokens, *count, lowest, near);
             }
-            match self.transport(&undecided.units(self.classes).1, &undecided.inflow, &start, band) {
-                Ended::Optimal(flow) => {
-                    return Some((flow.potentials.clone(), self.band(&nodes, &flow.potentials, BAND_SHARE)));
-                }
+            let (_, units) = undecided.units(self.classes);
+            match self.transport(&units, &undecided.inflow, &start, &widths) {
+                Ended::Optimal(flow) => return Some(flow.potentials),
                 Ended::Strayed { potentials, moved } => {
                     start = potentials;
-                    band *= if moved { 2.0 } else { 8.0 };
+                    widen(&mut widths, moved);
                 }
                 Ended::Stopped => return None,
             }
         }
     }
 
-    /// The distance between the two lowest surfaces that `share` of the requests stay below.
-    fn band(&self, nodes: &[(Tokens, u64)], potentials: &[i128], share: f64) -> f64 {
-        let (surfaces, errors) = self.classes.priced(potentials);
-        let mut margins: Vec<(f64, u64)> = nodes
-            .iter()
-            .map(|(tokens, count)| {
-                let (x, y) = (f64::from(tokens.input), f64::from(tokens.output));
-                let (mut least, mut second) = (f64::INFINITY, f64::INFINITY);
-                for surface in &surfaces {
-                    let value = surface.at(x, y);
-                    second = second.min(value.max(least));
-                    least = least.min(value);
-                }
-                (second - least, *count)
-            })
-            .collect();
-        margins.sort_unstable_by(|a, b| a.0.total_cmp(&b.0));
-        let total: u64 = margins.iter().map(|(_, count)| count).sum();
-        let mut within = 0.0;
-        let noise = errors.iter().fold(0.0, |a, b| f64::max(a, *b));
-        for (margin, count) in margins {
-            within += count as f64;
-            if within > share * total as f64 && margin > noise {
-                return margin;
-            }
-        }
-        f64::INFINITY
-    }
-
-    /// Decides every request, those outside the band by the potentials alone.
-    fn refine(&self, start: &[i128], mut band: f64) -> Option<Solved> {
+    /// Decides every request, those outside the widths by the potentials alone.
+    fn refine(&self, start: &[i128], mut widths: Vec<f64>) -> Option<Solved> {
         let mut start = start.to_vec();
         loop {
-            let mut sort =
-                Sort { undecided: Undecided::new(self.classes.len()), masks: vec![0; self.workload.cells().len()] };
+            let masks = vec![0; self.workload.cells().len()];
+            let mut sort = Sort { undecided: Undecided::new(self.classes.len()), masks };
             let (surfaces, errors) = self.classes.priced(&start);
-            self.workload.walk(&Contest { surfaces: &surfaces, errors: &errors, band }, &mut sort);
+            let margins = margins(&widths, &errors);
+            self.workload.walk(&Contest { surfaces: &surfaces, margins: &margins }, &mut sort);
             let Sort { undecided, masks } = sort;
             let (keys, units) = undecided.units(self.classes);
-            match self.transport(&units, &undecided.inflow, &start, band) {
+            match self.transport(&units, &undecided.inflow, &start, &widths) {
                 Ended::Optimal(flow) => {
                     let contested =
                         keys.iter().enumerate().map(|(unit, tokens)| (*tokens, spread(&units, &flow, unit)));
                     return Some(Solved {
-                        band,
+                        margins,
                         centre: start,
                         contested: contested.collect(),
                         counts: flow.outlets,
@@ -149,17 +118,24 @@ impl Solver<'_> {
                 }
                 Ended::Strayed { potentials, moved } => {
                     start = potentials;
-                    band *= if moved { 1.0 } else { 8.0 };
+                    widen(&mut widths, moved);
                 }
                 Ended::Stopped => return None,
             }
         }
     }
 
-    fn transport(&self, units: &Units, inflow: &[u64], start: &[i128], band: f64) -> Ended {
-        let leeway = band.is_finite().then(|| self.classes.scale.fix(band));
-        Transport { units, outlets: self.outlets, inflow, start, leeway }.solve(self.stop)
+    fn transport(&self, units: &Units, inflow: &[u64], start: &[i128], widths: &[f64]) -> Ended {
+        let leeway: Vec<i128> = widths.iter().map(|width| self.classes.scale.fix(*width)).collect();
+        Transport { units, outlets: self.outlets, inflow, start, leeway: &leeway }.solve(self.stop)
     }
+}
+
+fn widen(widths: &mut [f64], moved: bool) {
+    let factor = if moved { 2.0 } else { 8.0 };
+    // A width of nothing would stay so.
+    let least = 1e-3 * widths.iter().copied().fold(0.0, f64::max);
+    widths.iter_mut().for_each(|width| *width = width.max(least) * factor);
 }
 
 /// The classes that a unit's requests were given to.

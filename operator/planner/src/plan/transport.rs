@@ -62,8 +62,8 @@ pub(crate) struct Transport<'a> {
     pub(crate) inflow: &'a [u64],
     /// Potentials to start from; any will do, good ones save work.
     pub(crate) start: &'a [i128],
-    /// The potentials may move apart by this much before arcs that the units lack would matter.
-    pub(crate) leeway: Option<i128>,
+    /// Each class' potential may move by this much, relative to the others', before arcs that the units lack would matter.
+    pub(crate) leeway: &'a [i128],
 }
 
 /// An optimal flow and the potentials that prove it.
@@ -239,12 +239,13 @@ impl<'a> State<'a> {
             }
         };
         let fall = |node: usize| distance[node].min(distance[target]);
-        if let Some(leeway) = self.problem.leeway {
-            let strayed = (0..self.classes).map(|v| self.potentials[v] - fall(v) - self.problem.start[v]);
-            let (least, most) = strayed.fold((i128::MAX, i128::MIN), |(a, b), s| (a.min(s), b.max(s)));
-            if most - least > leeway {
-                return false;
-            }
+        // Some common shift must bring every class back within its leeway.
+        let strayed = |v: usize| self.potentials[v] - fall(v) - self.problem.start[v];
+        let leeway = |v: usize| self.problem.leeway[v];
+        let most = (0..self.classes).map(|v| strayed(v).saturating_sub(leeway(v))).max();
+        let least = (0..self.classes).map(|v| strayed(v).saturating_add(leeway(v))).min();
+        if most > least {
+            return false;
         }
         for node in 0..nodes {
             self.potentials[node] -= fall(node);

@@ -89,20 +89,19 @@ impl Node {
 
 /// What a walk over the tree finds. `near` and `mask` are bit sets of surfaces.
 pub(crate) trait Visit {
-    /// On all requests of the node, which are those of `cells`, `surface` is the lowest by more than the band.
+    /// On all requests of the node, which are those of `cells`, `surface` is the lowest and no other is near.
     fn node(&mut self, node: &Node, cells: Range<usize>, surface: usize);
-    /// One request where `lowest` is lowest and the surfaces `near` (with `lowest` among them) are within the band of it.
+    /// One request where `lowest` is lowest and the surfaces `near` (with `lowest` among them) are near it.
     fn request(&mut self, tokens: Tokens, lowest: usize, near: u64);
     /// One cell where only the surfaces of `mask` are near the lowest, before its requests are shown.
     fn cell(&mut self, _cell: usize, _mask: u64) {}
 }
 
-/// Surfaces to compare, and how far above the lowest one still counts as near.
+/// Surfaces to compare. One is near the lowest where it is above it by no more than both their margins.
 pub(crate) struct Contest<'a> {
     pub(crate) surfaces: &'a [Surface],
-    /// Rounding error of each surface's values, in the unit of the values.
-    pub(crate) errors: &'a [f64],
-    pub(crate) band: f64,
+    /// At least the rounding error of each surface's values, in the unit of the values.
+    pub(crate) margins: &'a [f64],
 }
 
 impl Contest<'_> {
@@ -110,7 +109,7 @@ impl Contest<'_> {
         if self.surfaces.len() == 64 { u64::MAX } else { (1 << self.surfaces.len()) - 1 }
     }
 
-    /// The surfaces of `mask` that may be within the band of the lowest somewhere in the box.
+    /// The surfaces of `mask` that may be near the lowest somewhere in the box.
     fn prune(&self, mask: u64, area: &Area, locals: &mut [LocalSurface; 64]) -> u64 {
         let (mut champion, mut lowest) = (0, f64::INFINITY);
         for k in bits(mask) {
@@ -122,7 +121,7 @@ impl Contest<'_> {
         }
         let mut kept = 1 << champion;
         for k in bits(mask & !kept) {
-            let margin = self.band + self.errors[k] + self.errors[champion];
+            let margin = self.margins[k] + self.margins[champion];
             if locals[k].low_above(&locals[champion], area) <= margin {
                 kept |= 1 << k;
             }
@@ -144,7 +143,7 @@ impl Contest<'_> {
         }
         let mut near = 1 << lowest;
         for k in bits(mask & !near) {
-            if values[k] - least <= self.band + self.errors[k] + self.errors[lowest] {
+            if values[k] - least <= self.margins[k] + self.margins[lowest] {
                 near |= 1 << k;
             }
         }
@@ -256,7 +255,7 @@ impl Workload {
         pairs.map(|(&input, &output)| Tokens { input, output })
     }
 
-    /// Compares the surfaces at every request, a node at a time where one of them is lowest by more than the band.
+    /// Compares the surfaces at every request, a node at a time where no other is near the lowest.
     pub(crate) fn walk(&self, contest: &Contest<'_>, visit: &mut impl Visit) {
         let mut locals = [LocalSurface::EMPTY; 64];
         self.descend(contest, visit, &mut locals, 0, 0, contest.everyone());
@@ -410,7 +409,7 @@ mod tests {
             Surface::flat(Quadratic([350.0, 0.3, 0.0, 0.01, 1e-7, 1e-12])),
         ];
         let mut found = Found(vec![Moments::default(); 3]);
-        workload.walk(&Contest { surfaces: &surfaces, errors: &[0.0; 3], band: 0.0 }, &mut found);
+        workload.walk(&Contest { surfaces: &surfaces, margins: &[0.0; 3] }, &mut found);
         let mut expected = vec![Moments::default(); 3];
         for tokens in &requests {
             let at = |k: usize| surfaces[k].at(f64::from(tokens.input), f64::from(tokens.output));

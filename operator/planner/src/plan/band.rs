@@ -1,0 +1,59 @@
+//! How far from the border between two surfaces requests stay undecided: a width for each surface, so that every border
+//! has about equally many requests near it, in dense and in sparse parts of the plane.
+
+use super::surface::Surface;
+use super::workload::Node;
+use crate::units::Tokens;
+
+/// Nodes as mean requests with their number.
+pub(crate) fn means(nodes: &[Node]) -> Vec<(Tokens, u64)> {
+    nodes.iter().filter(|n| n.moments.count > 0).map(|n| (n.mean(), n.moments.count)).collect()
+}
+
+/// At least this many of the given means lie within a width: at the prices that are optimal for the means some of them are
+/// tied exactly, however many requests they stand for.
+const LEAST: u64 = 24;
+
+/// For each surface the distance from the lowest (or, where it is the lowest, from the next) that `share` of all requests,
+/// divided among the surfaces, stay below.
+pub(crate) fn widths(requests: &[(Tokens, u64)], surfaces: &[Surface], share: f64) -> Vec<f64> {
+    // Distances are sorted into four buckets an octave, by the leading bits of their representation.
+    const SHIFT: u32 = 50;
+    let mut buckets = vec![vec![(0u64, 0u64); 1 << (63 - SHIFT)]; surfaces.len()];
+    let mut values = vec![0.0; surfaces.len()];
+    let mut total = 0;
+    for (tokens, count) in requests {
+        let (x, y) = (f64::from(tokens.input), f64::from(tokens.output));
+        let (mut lowest, mut least, mut second) = (0, f64::INFINITY, f64::INFINITY);
+        for (k, surface) in surfaces.iter().enumerate() {
+            values[k] = surface.at(x, y);
+            if values[k] < least {
+                (lowest, second, least) = (k, least, values[k]);
+            } else {
+                second = second.min(values[k]);
+            }
+        }
+        for (k, value) in values.iter().enumerate() {
+            let distance = if k == lowest { second - least } else { value - least };
+            let bucket = &mut buckets[k][(distance.abs().to_bits() >> SHIFT) as usize];
+            *bucket = (bucket.0 + count, bucket.1 + 1);
+        }
+        total += count;
+    }
+    let wanted = share * total as f64 / surfaces.len() as f64;
+    let width = |buckets: &Vec<(u64, u64)>| {
+        let (mut within, mut means) = (0.0, 0);
+        let full = buckets.iter().position(|(count, number)| {
+            within += *count as f64;
+            means += number;
+            within >= wanted && means >= LEAST
+        });
+        full.map_or(f64::INFINITY, |bucket| f64::from_bits((bucket as u64 + 1) << SHIFT))
+    };
+    buckets.iter().map(width).collect()
+}
+
+/// Widths and rounding errors together.
+pub(crate) fn margins(widths: &[f64], errors: &[f64]) -> Vec<f64> {
+    widths.iter().zip(errors).map(|(width, error)| width + error).collect()
+}
