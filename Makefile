@@ -89,8 +89,9 @@ generate: ## rewrite generated files: CRDs from their types, the golden renderin
 	REWRITE=1 tests/chart.sh
 
 .PHONY: bench
-bench: ## engine and meter figures on this machine, beside its own memory bandwidth
-	$(call stage,prefill and decode rates of the demo model)
+bench: ## engine figures on this machine (SmolLM2-135M shape, random weights), beside its own memory bandwidth and sgemm
+	$(call stage,prefill and decode rates beside the limits of this machine)
 	cargo build --release --bin joulecast-runtime
-	target/release/joulecast-runtime bench --model tests/demo/model --engine candle --provider cpu \
-		--prompt-tokens 64 --gen-tokens 64 --batch 1 --repeat 5 --output json
+	[ -e build/bench/smollm2/config.json ] || target/release/joulecast-runtime random-model --shape smollm2-135m --dtype f32 --out build/bench/smollm2
+	target/release/joulecast-runtime bench --model build/bench/smollm2 --engine candle --provider cpu \
+		--prompt-tokens 256 --gen-tokens 64 --batch 1 --repeat 5 --output json
