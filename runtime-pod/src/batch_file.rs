@@ -1,5 +1,6 @@
 //! OpenAI Batch JSONL: requests in, results out, in memory that does not grow with the files.
 
+pub mod file_error;
 pub mod ids;
 pub mod lines;
 pub mod output;

@@ -1,10 +1,12 @@
 //! One run of one engine in one pod: engines, the generation loop, what feeds it, and what measures it.
 
+pub mod assignment;
 pub mod attribution;
 pub mod batch_file;
 pub mod bench;
 pub mod cpu;
 pub mod engine;
+pub mod fail_point;
 pub mod generate;
 pub mod install;
 pub mod limits;

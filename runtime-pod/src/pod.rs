@@ -74,7 +74,7 @@ pub fn read_spec(json: Option<&str>, host: &str, mut metering: choice::Settings)
         output_path,
         task,
         shards,
-        assignment_path,
+        assignment,
         batch,
         threads,
         watts,
@@ -83,7 +83,7 @@ pub fn read_spec(json: Option<&str>, host: &str, mut metering: choice::Settings)
     if batch == 0 {
         return Err(SpecError::OutOfRange { field: "batch", value: 0, want: "at least 1" });
     }
-    if task != Task::Run || shards != 1 || assignment_path.is_some() {
+    if task != Task::Run || shards != 1 || assignment.is_some() {
         return Err(SpecError::NotInBuild);
     }
     if let Some(watts) = watts {

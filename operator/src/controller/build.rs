@@ -290,7 +290,7 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
         output_path: inside(OUTPUT_DIR, &job.output.path),
         task: Task::Run,
         shards: 1,
-        assignment_path: None,
+        assignment: None,
         batch: BATCH,
         threads: None,
         watts: config.watts,
