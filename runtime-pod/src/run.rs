@@ -225,8 +225,11 @@ struct Work<'a> {
 impl Work<'_> {
     fn done(&self, book: &mut Book, input: File) -> Result<(), RunFailure> {
         if let Some(finished) = merged::finished(self.parts)? {
-            self.finished(book, finished);
-            return Ok(());
+            // Metered even so: an attempt without a figure would make the job's totals look incomplete.
+            return self.metered(book, None, |book, _| {
+                self.finished(book, finished);
+                Ok(())
+            });
         }
         match self.run.task {
             Task::Run => self.answered(book, input),

@@ -131,9 +131,9 @@ fn killed_again_and_again_each_attempt_goes_on_where_the_last_one_was() {
         ("attempt-begun", 1),
         ("record-torn", 4),
         ("record-written", 5),
-        ("journal-ended", 1),
         ("merge-written", 1),
         ("output-rename", 1),
+        ("journal-ended", 1),
         ("report-torn", 1),
     ];
     let (attempts, ledger) = run_to_the_end(&job, &points);
