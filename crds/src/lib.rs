@@ -11,6 +11,8 @@ pub mod engine;
 pub mod inference_job;
 pub mod inference_model;
 pub mod names;
+pub mod plan_step;
+pub mod planned;
 pub mod report;
 pub mod run_spec;
 

@@ -22,6 +22,8 @@ pub const LABEL_JOB_UID: &str = "joulecast.dev/inference-job-uid";
 pub const LABEL_EPOCH: &str = "joulecast.dev/epoch";
 /// Label of child objects: index of the chosen configuration in `status.plan.chosen`.
 pub const LABEL_CONFIGURATION: &str = "joulecast.dev/configuration";
+/// Label of child objects: `plan` for a plan step; absent or `run` for a run.
+pub const LABEL_TASK: &str = "joulecast.dev/task";
 
 /// Finalizer of runtime pods: the operator removes it once the pod's report is in the status of its job.
 pub const FINALIZER_REPORT: &str = "joulecast.dev/report";
@@ -33,6 +35,8 @@ pub const RESOURCE_CUDA: &str = "joulecast.dev/cuda";
 
 /// Variable that carries the run specification as JSON into a runtime pod.
 pub const ENV_RUN_SPEC: &str = "JOULECAST_RUN_SPEC";
+/// Variable that carries the plan specification as JSON into a plan pod.
+pub const ENV_PLAN_SPEC: &str = "JOULECAST_PLAN_SPEC";
 /// Variable that carries the secret of the run's progress endpoint into a runtime pod.
 pub const ENV_PROGRESS_TOKEN: &str = "JOULECAST_PROGRESS_TOKEN";
 /// Port of a runtime pod on which `/progress` and `/metrics` answer.
