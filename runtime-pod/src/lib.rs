@@ -1,5 +1,6 @@
 //! One run of one engine in one pod: engines, the generation loop, what feeds it, and what measures it.
 
+pub mod assignment;
 pub mod attribution;
 pub mod batch_file;
 pub mod bench;
@@ -9,6 +10,7 @@ pub mod generate;
 pub mod install;
 pub mod limits;
 pub mod memory;
+pub mod plan_step;
 pub mod pod;
 pub mod print_file;
 pub mod progress;

@@ -7,7 +7,7 @@ mod count;
 mod readers;
 mod solve;
 
-use crate::assignment;
+use crate::assignment::{self, AssignmentError};
 use crate::run::Surroundings;
 use crate::tokenizer::TokenizerError;
 use count::{Counts, MODELS};
@@ -61,9 +61,12 @@ pub enum PlanError {
         reason: String,
     },
     /// The assignment cannot be written.
-    #[error("assignment {}: {source}", path.display())]
-    Assignment {
-        /// The file.
+    #[error(transparent)]
+    Assignment(#[from] AssignmentError),
+    /// Nor its directory.
+    #[error("directory {}: {source}", path.display())]
+    Directory {
+        /// The directory.
         path: PathBuf,
         /// Why not.
         source: io::Error,
@@ -84,7 +87,7 @@ impl PlanError {
             Self::Problem(_) => "PlanProblem",
             Self::Infeasible(_) => "Infeasible",
             Self::Undecided { .. } => "Undecided",
-            Self::Assignment { .. } => "AssignmentUnwritable",
+            Self::Assignment(_) | Self::Directory { .. } => "AssignmentUnwritable",
             Self::Stopped => "Stopped",
         }
     }
@@ -94,7 +97,7 @@ impl PlanError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Stopped => exit::STOPPED,
-            Self::Assignment { .. } => exit::FAILED,
+            Self::Assignment(_) | Self::Directory { .. } => exit::FAILED,
             Self::Input { source, .. } if source.kind() != io::ErrorKind::NotFound => exit::FAILED,
             _ => exit::INVALID,
         }
@@ -126,7 +129,7 @@ pub fn read_spec(json: Option<&str>) -> Result<PlanSpec, PlanError> {
             return wrong(format!("model {}: output: {fraction} is out of range; it must be above 0 to 1", model.name));
         }
     }
-    if !(spec.load_bytes_per_second > 0.0) {
+    if spec.load_bytes_per_second.is_nan() || spec.load_bytes_per_second <= 0.0 {
         return wrong(format!("loadBytesPerSecond: {} is out of range; it must be above 0", spec.load_bytes_per_second));
     }
     if !(spec.time_limit_seconds > 0.0 && spec.time_limit_seconds <= 86_400.0) {
@@ -179,10 +182,7 @@ fn figures(spec: &PlanSpec, threads: usize, around: &Surroundings) -> Result<Pla
     if let Some(path) = spec.assignment_path.as_deref().map(Path::new)
         && let Some(chosen) = &chosen
     {
-        let of_lines = counts.by_line(chosen);
-        let written = assignment::write(path, &of_lines);
-        let sha256 = written.map_err(|source| PlanError::Assignment { path: path.to_owned(), source })?;
-        figures.assignment_sha256 = Some(sha256);
+        figures.assignment_sha256 = Some(write(path, &counts.by_line(chosen))?);
     }
     figures.read_milliseconds = milliseconds(read - began);
     figures.solve_milliseconds = milliseconds(solved - read);
@@ -201,6 +201,17 @@ fn read(spec: &PlanSpec, threads: usize, around: &Surroundings) -> Result<Counts
         around.stop.requested()
     });
     counted.map_err(input_error)?.ok_or(PlanError::Stopped)
+}
+
+/// Writes which configuration each line belongs to; gives the file's SHA-256.
+fn write(path: &Path, of_lines: &[u8]) -> Result<String, PlanError> {
+    if let Some(directory) = path.parent() {
+        let failed = |source| PlanError::Directory { path: directory.to_owned(), source };
+        std::fs::create_dir_all(directory).map_err(failed)?;
+    }
+    let mut writer = assignment::Writer::create(path)?;
+    of_lines.iter().try_for_each(|configuration| writer.push(u32::from(*configuration)))?;
+    Ok(writer.finish()?.sha256)
 }
 
 fn milliseconds(time: Duration) -> u64 {
