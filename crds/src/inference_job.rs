@@ -1,7 +1,9 @@
 //! `InferenceJob`: a file of prompts, the models that would do, an objective; and what became of it.
 
+use crate::decimal::Decimal;
 use crate::engine::{ArtifactFormat, DeviceClass, EngineName, Provider};
 use crate::inference_model::ClaimPath;
+use crate::learning::{Assessment, FinishedRun};
 use crate::report::EnergySource;
 use k8s_openapi::api::core::v1::{LocalObjectReference, ResourceRequirements, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -201,7 +203,7 @@ pub struct InferenceJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub state: Option<String>,
-    /// Planned, Running, Suspended, Complete, Failed, EnergyReported: each with reason and message.
+    /// Planned, Running, Suspended, Complete, Failed, EnergyReported, Extrapolating, ModelDrift: each with reason and message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -218,6 +220,16 @@ pub struct InferenceJobStatus {
     /// What was measured, over all attempts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
+    /// Measured over predicted joules of the requests that were completed, as a decimal string; absent without a prediction or a reading.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual: Option<Decimal>,
+    /// Prediction beside measurement, once a run that was predicted has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assessment: Option<Assessment>,
+    /// The latest ended runs, as EnergyModels learn from them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub finished_runs: Vec<FinishedRun>,
     /// UIDs of ended pods whose reports are in `measured` and whose report finalizer is about to be removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 64)))]
@@ -274,9 +286,27 @@ pub struct ChosenConfiguration {
     pub provider: Provider,
     /// Class of nodes.
     pub device_class: DeviceClass,
+    /// What predictions for it stand on: Fitted (an EnergyModel), Prior (data-sheet figures) or Unmodelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<PredictionBasis>,
+    /// The EnergyModel, where predictions are Fitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub energy_model: Option<String>,
     /// Why it was chosen.
     #[schemars(length(max = 512))]
     pub reason: String,
+}
+
+/// What the predictions for a candidate stand on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PredictionBasis {
+    /// An EnergyModel that was fitted to measurements.
+    Fitted,
+    /// Figures of the device's and the model's size alone, with wide intervals.
+    Prior,
+    /// Nothing.
+    Unmodelled,
 }
 
 /// A candidate that was left out, or all candidates of a model or engine that share a reason.
@@ -295,6 +325,13 @@ pub struct LeftOutCandidate {
     /// Class of nodes; absent where the provider is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_class: Option<DeviceClass>,
+    /// What predictions for it would stand on: Fitted (an EnergyModel), Prior (data-sheet figures) or Unmodelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<PredictionBasis>,
+    /// The EnergyModel, where predictions are Fitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub energy_model: Option<String>,
     /// Why it was left out, as a sentence.
     #[schemars(length(max = 512))]
     pub reason: String,
@@ -402,4 +439,8 @@ pub mod conditions {
     pub const SUSPENDED: &str = "Suspended";
     /// The reports of all attempts are in status.measured.
     pub const ENERGY_REPORTED: &str = "EnergyReported";
+    /// Requests lay outside of what the EnergyModel has seen.
+    pub const EXTRAPOLATING: &str = "Extrapolating";
+    /// The EnergyModel that predicted has drifted.
+    pub const MODEL_DRIFT: &str = "ModelDrift";
 }

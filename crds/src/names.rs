@@ -23,6 +23,11 @@ pub const LABEL_EPOCH: &str = "joulecast.dev/epoch";
 /// Label of child objects: index of the chosen configuration in `status.plan.chosen`.
 pub const LABEL_CONFIGURATION: &str = "joulecast.dev/configuration";
 
+/// Label of what measures for a ProfileRun: its name.
+pub const LABEL_PROFILE_RUN: &str = "joulecast.dev/profile-run";
+/// Label of what measures for a ProfileRun: its UID.
+pub const LABEL_PROFILE_RUN_UID: &str = "joulecast.dev/profile-run-uid";
+
 /// Finalizer of runtime pods: the operator removes it once the pod's report is in the status of its job.
 pub const FINALIZER_REPORT: &str = "joulecast.dev/report";
 
