@@ -275,9 +275,11 @@ impl Config {
         for (class, figures) in &config.devices {
             let DeviceFigures { memory_gigabytes_per_second, gigaflops, idle_watts, max_watts } = figures;
             let at = |field: &str| format!("devices.{class}.{field}");
-            for (field, value) in
-                [("memoryGigabytesPerSecond", memory_gigabytes_per_second), ("gigaflops", gigaflops), ("maxWatts", max_watts)]
-            {
+            for (field, value) in [
+                ("memoryGigabytesPerSecond", memory_gigabytes_per_second),
+                ("gigaflops", gigaflops),
+                ("maxWatts", max_watts),
+            ] {
                 if *value == 0 {
                     return wrong(at(field), "must be at least 1");
                 }

@@ -3,8 +3,8 @@
 use crate::controller::apply::Class;
 use crate::controller::facts::PodFacts;
 use crate::energy_model::select::is_drifted;
-use joulecast_crds::{EnergyModel, InferenceJob};
 use joulecast_crds::report::Report;
+use joulecast_crds::{EnergyModel, InferenceJob};
 use kube::runtime::reflector::Store;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};

@@ -62,7 +62,9 @@ pub(super) fn count(status: &mut InferenceJobStatus, pod_uid: &str, report: &Rep
 fn both(first: bool, total: Option<(i64, i64)>, run: Option<(i64, i64)>) -> (Option<i64>, Option<i64>) {
     let sum = match (first, total, run) {
         (true, _, run) => run,
-        (false, Some((p, m)), Some((predicted, measured))) => Some((p.saturating_add(predicted), m.saturating_add(measured))),
+        (false, Some((p, m)), Some((predicted, measured))) => {
+            Some((p.saturating_add(predicted), m.saturating_add(measured)))
+        }
         _ => None,
     };
     (sum.map(|(p, _)| p), sum.map(|(_, m)| m))
@@ -75,7 +77,9 @@ fn signed(value: u64) -> i64 {
 impl Conditions<'_> {
     /// Says of a finished job whether it went beyond what its model has seen, and whether that model has drifted.
     pub(super) fn assessed(&mut self) {
-        let Some(Assessment { energy_model, requests, extrapolated, .. }) = self.status.assessment.clone() else { return };
+        let Some(Assessment { energy_model, requests, extrapolated, .. }) = self.status.assessment.clone() else {
+            return;
+        };
         if extrapolated > 0 {
             let message = format!(
                 "{extrapolated} of {requests} requests lie outside of the token counts that EnergyModel {energy_model} was fitted to: their predictions are extrapolations"
@@ -85,13 +89,16 @@ impl Conditions<'_> {
             let message = format!("all {requests} requests lie within what EnergyModel {energy_model} was fitted to");
             self.set(conditions::EXTRAPOLATING, false, "WithinDomain", &message);
         }
-        let model = self.snapshot.energy_models.iter().find(|model| model.metadata.name.as_ref() == Some(&energy_model));
+        let model =
+            self.snapshot.energy_models.iter().find(|model| model.metadata.name.as_ref() == Some(&energy_model));
         match model.map(|model| is_drifted(model)) {
             Some(true) => {
                 let message = format!("EnergyModel {energy_model} has drifted: its predictions no longer hold");
                 self.set(conditions::MODEL_DRIFT, true, "Drifted", &message);
             }
-            Some(false) => self.set(conditions::MODEL_DRIFT, false, "Holds", &format!("EnergyModel {energy_model} holds")),
+            Some(false) => {
+                self.set(conditions::MODEL_DRIFT, false, "Holds", &format!("EnergyModel {energy_model} holds"))
+            }
             None => {}
         }
         self.summary();

@@ -94,8 +94,7 @@ pub fn forecast(
             Some(convert::read(model).ok()?.forecast())
         }
         (PredictionBasis::Prior, _) => {
-            let (parameters, artifact) =
-                artifact(job, &chosen.model, usize::try_from(chosen.artifact_index).ok()?)?;
+            let (parameters, artifact) = artifact(job, &chosen.model, usize::try_from(chosen.artifact_index).ok()?)?;
             let figures = config.devices.get(&chosen.device_class);
             let prior = prior::fitting(&chosen.model, parameters, artifact.dtype.as_deref(), figures, BATCH);
             prior.ok().map(|prior| prior.forecast)

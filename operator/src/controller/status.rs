@@ -4,12 +4,12 @@
 //! bear the report finalizer, which is taken off only after the total was stored with their UIDs beside it; so no
 //! report is counted twice or lost, whenever the operator dies.
 
-use crate::controller::{account, assess};
 use crate::controller::apply::Applied;
 use crate::controller::decide::{ChildAction, Decision, Planning, is_finished};
 use crate::controller::facts::{PodEnd, PodFacts, PodStage};
 use crate::controller::observe::Snapshot;
 use crate::controller::validate::{InputFile, ValidJob};
+use crate::controller::{account, assess};
 use joulecast_crds::InferenceJob;
 use joulecast_crds::inference_job::{InferenceJobStatus, conditions};
 use joulecast_crds::names::FIELD_MANAGER;

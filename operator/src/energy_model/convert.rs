@@ -124,7 +124,8 @@ fn read_quantity(
         None => form.clone(),
     };
     let interval = fitted.interval.as_ref().map(|interval| read_interval(field, interval)).transpose()?;
-    let error = fitted.cv_median_ape.as_ref().map(|error| number(&format!("{field}.cvMedianApe"), error)).transpose()?;
+    let error =
+        fitted.cv_median_ape.as_ref().map(|error| number(&format!("{field}.cvMedianApe"), error)).transpose()?;
     Ok(ReadQuantity { fitted: form, current, interval, cv_median_ape: error })
 }
 
@@ -269,8 +270,10 @@ mod tests {
         let mut model = samples::energy_model();
         let terms = BTreeMap::from([("const".to_owned(), Decimal("9".into()))]);
         let status = model.status.get_or_insert_default();
-        status.corrected =
-            Some(joulecast_crds::energy_model::Corrected { energy: Some(WrittenForm { terms, floor_terms: None }), runtime: None });
+        status.corrected = Some(joulecast_crds::energy_model::Corrected {
+            energy: Some(WrittenForm { terms, floor_terms: None }),
+            runtime: None,
+        });
         status.observed_generation = model.metadata.generation;
         let at = |model: &EnergyModel| read(model).unwrap().predictor(1).unwrap().energy(1.0, 1.0).unwrap().value;
         assert_eq!(at(&model), 9.0);

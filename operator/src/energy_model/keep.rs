@@ -44,7 +44,9 @@ pub async fn pass(context: &Context) -> bool {
         names
             .iter()
             .zip(&jobs)
-            .flat_map(|(name, job)| job.status.iter().flat_map(|s| &s.finished_runs).map(move |run| (name.as_str(), run)))
+            .flat_map(|(name, job)| {
+                job.status.iter().flat_map(|s| &s.finished_runs).map(move |run| (name.as_str(), run))
+            })
             .collect()
     };
     let mut all = true;
@@ -93,8 +95,13 @@ async fn write(model: &EnergyModel, learned: Learned, context: &Context) -> bool
         tracing::info!(name, new_reports, "an EnergyModel has learned");
     }
     if let Some(note) = drifted {
-        let event =
-            Event { type_: EventType::Warning, reason: "Drifted".into(), note: Some(note), action: "Learn".into(), secondary: None };
+        let event = Event {
+            type_: EventType::Warning,
+            reason: "Drifted".into(),
+            note: Some(note),
+            action: "Learn".into(),
+            secondary: None,
+        };
         if let Err(error) = context.recorder.publish(&event, &model.object_ref(&())).await {
             tracing::warn!(%error, "an event could not be written");
         }

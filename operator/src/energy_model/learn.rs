@@ -182,7 +182,8 @@ impl Taught {
         reports: &[LearnedReport],
         part: fn(&LearnedReport) -> Option<&LearnedQuantity>,
     ) -> Self {
-        let deviation = quantity.cv_median_ape.map_or(LEAST_DEVIATION, |e| (DEVIATION_OF_MEDIAN * e).max(LEAST_DEVIATION));
+        let deviation =
+            quantity.cv_median_ape.map_or(LEAST_DEVIATION, |e| (DEVIATION_OF_MEDIAN * e).max(LEAST_DEVIATION));
         let mut refit = Refit::new(quantity.fitted.clone(), Weighing { deviation, ..Weighing::default() });
         let (mut cusum, mut drift) = (Cusum::default(), None);
         let mut residuals = Vec::new();
@@ -229,7 +230,8 @@ fn ready_message(read: &ReadModel, status: &EnergyModelStatus) -> String {
         let error = quantity.as_ref().and_then(|quantity| quantity.cv_median_ape);
         error.map_or_else(|| "not known".to_owned(), |error| format!("{:.1} %", 100.0 * error))
     };
-    let corrected = if status.reports.is_empty() { String::new() } else { format!("; corrected by {} runs", status.reports.len()) };
+    let corrected =
+        if status.reports.is_empty() { String::new() } else { format!("; corrected by {} runs", status.reports.len()) };
     format!(
         "median error on samples left out: energy {}, run time {}; {:?} joules{corrected}",
         error(&read.energy),

@@ -39,12 +39,8 @@ pub fn fitting(
         idle_watts: f64::from(figures.idle_watts),
         max_watts: f64::from(figures.max_watts),
     };
-    let workload = Workload {
-        parameters: parameters as f64,
-        bytes_per_parameter: bytes,
-        batch: f64::from(batch),
-        kv_cache: true,
-    };
+    let workload =
+        Workload { parameters: parameters as f64, bytes_per_parameter: bytes, batch: f64::from(batch), kv_cache: true };
     let prior = roofline(&device, &workload).map_err(|bad| format!("no prior: {bad}"))?;
     let form = |cost: &Cost| Form::from_named(&cost.named(), None).unwrap_or_default();
     let (energy, runtime) = (form(&prior.energy), form(&prior.runtime));

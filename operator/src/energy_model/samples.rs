@@ -4,7 +4,8 @@ use joulecast_crds::EnergyModel;
 use serde_json::json;
 
 pub(crate) fn energy_model() -> EnergyModel {
-    let interval = json!({"level": "0.9", "lower": "-1.7", "upper": "1.7", "scale": "0.03", "scaleSlope": "0", "scalePivot": "0"});
+    let interval =
+        json!({"level": "0.9", "lower": "-1.7", "upper": "1.7", "scale": "0.03", "scaleSlope": "0", "scalePivot": "0"});
     serde_json::from_value(json!({
         "apiVersion": "joulecast.dev/v1alpha1", "kind": "EnergyModel",
         "metadata": {"name": "demo-candle-cpu", "uid": "em", "generation": 3, "resourceVersion": "7"},
@@ -26,5 +27,4 @@ pub(crate) fn energy_model() -> EnergyModel {
     .unwrap()
 }
 
-pub(crate) const DIGEST: &str =
-    "files-sha256:0000000000000000000000000000000000000000000000000000000000000000";
+pub(crate) const DIGEST: &str = "files-sha256:0000000000000000000000000000000000000000000000000000000000000000";
