@@ -25,6 +25,11 @@ pub const LABEL_CONFIGURATION: &str = "joulecast.dev/configuration";
 /// Label of child objects: `plan` for a plan step; absent or `run` for a run.
 pub const LABEL_TASK: &str = "joulecast.dev/task";
 
+/// Label of what measures for a ProfileRun: its name.
+pub const LABEL_PROFILE_RUN: &str = "joulecast.dev/profile-run";
+/// Label of what measures for a ProfileRun: its UID.
+pub const LABEL_PROFILE_RUN_UID: &str = "joulecast.dev/profile-run-uid";
+
 /// Finalizer of runtime pods: the operator removes it once the pod's report is in the status of its job.
 pub const FINALIZER_REPORT: &str = "joulecast.dev/report";
 

@@ -18,6 +18,10 @@
 //!     namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: joulecast}}
 //!     podSelector: {matchLabels: {app.kubernetes.io/name: joulecast-operator}}
 //!   extraFrom: []                 # further peers that may read the runs' metrics, for example Prometheus
+//! energyModels:
+//!   learnFrom: [Measured]         # joules that may correct an EnergyModel; add Modelled on a cluster without meters
+//! devices:                        # data-sheet figures by class of devices, for predictions before anything was measured
+//!   cpu: {memoryGigabytesPerSecond: 80, gigaflops: 1500, idleWatts: 20, maxWatts: 120}
 //! progressSeconds: 2              # how often a run's progress is read, and at most written to its status (1..=300)
 //! ```
 //!
@@ -26,13 +30,17 @@
 //!
 //! # Access that the operator needs
 //!
-//! Cluster-wide, or in the namespace of `--watch-namespace` (then `nodes` alone needs a ClusterRole):
+//! Cluster-wide, or in the namespace of `--watch-namespace` (then `nodes` and `energymodels` alone need a ClusterRole):
 //!
 //! | group | resource | verbs | for |
 //! |---|---|---|---|
 //! | joulecast.dev | inferencejobs | list, watch, delete | what is wanted; delete for `ttlSecondsAfterFinished` |
 //! | joulecast.dev | inferencejobs/status | patch | the one status write |
 //! | joulecast.dev | inferencemodels | list, watch | where artifacts lie |
+//! | joulecast.dev | energymodels | list, watch, create, patch | what predicts; ProfileRuns end in one |
+//! | joulecast.dev | energymodels/status | patch | what finished jobs have taught |
+//! | joulecast.dev | profileruns | list, watch | what is to be measured |
+//! | joulecast.dev | profileruns/status | patch | the one status write |
 //! | batch | jobs | list, watch, create, patch | child Jobs by server-side apply; suspend |
 //! | (core) | pods | list, watch, patch | reports and progress; patch removes the report finalizer |
 //! | (core) | nodes | list, watch | labels only: which device classes there are |
@@ -43,8 +51,9 @@
 //! conditions). Child objects are deleted by garbage collection through owner references without
 //! `blockOwnerDeletion`, so `inferencejobs/finalizers` is not needed.
 
+use joulecast_crds::report::EnergySource;
 use joulecast_crds::run_spec::WattSettings;
-use joulecast_crds::{EngineName, Provider};
+use joulecast_crds::{DeviceClass, EngineName, Provider};
 use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -68,6 +77,12 @@ pub struct Config {
     /// Who may reach the progress port of runs; without it no NetworkPolicy is made.
     #[serde(default)]
     pub network_policy: Option<NetworkPolicyConfig>,
+    /// How EnergyModels learn.
+    #[serde(default)]
+    pub energy_models: EnergyModelsConfig,
+    /// Data-sheet figures by class of devices.
+    #[serde(default)]
+    pub devices: BTreeMap<DeviceClass, DeviceFigures>,
     /// Seconds between two readings of a run's progress, which is also the shortest time between two writes of it.
     #[serde(default = "default_progress_seconds")]
     pub progress_seconds: u32,
@@ -143,6 +158,40 @@ fn default_resources() -> ResourceRequirements {
     let amounts =
         BTreeMap::from([("cpu".to_owned(), Quantity("1".into())), ("memory".to_owned(), Quantity("1Gi".into()))]);
     ResourceRequirements { requests: Some(amounts.clone()), limits: Some(amounts), ..Default::default() }
+}
+
+/// How EnergyModels learn.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct EnergyModelsConfig {
+    /// The kinds of joules that may correct a model. Measured alone, unless a cluster has no meters: an estimate that
+    /// anybody's pod makes of itself must not correct a model that everybody is placed by.
+    #[serde(default = "measured_alone")]
+    pub learn_from: Vec<EnergySource>,
+}
+
+fn measured_alone() -> Vec<EnergySource> {
+    vec![EnergySource::Measured]
+}
+
+impl Default for EnergyModelsConfig {
+    fn default() -> Self {
+        Self { learn_from: measured_alone() }
+    }
+}
+
+/// Data-sheet figures of one device (one slot) of a class.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct DeviceFigures {
+    /// Memory bandwidth in 10^9 bytes per second.
+    pub memory_gigabytes_per_second: u32,
+    /// Peak arithmetic in 10^9 operations per second, for the number format that engines compute in.
+    pub gigaflops: u32,
+    /// Power without work in watts.
+    pub idle_watts: u32,
+    /// Largest power in watts, the power cap if there is one.
+    pub max_watts: u32,
 }
 
 /// Who may reach the progress port of runs.
@@ -223,6 +272,25 @@ impl Config {
                 return wrong(at("providers"), "is empty: name the providers that the image contains");
             }
         }
+        for (class, figures) in &config.devices {
+            let DeviceFigures { memory_gigabytes_per_second, gigaflops, idle_watts, max_watts } = figures;
+            let at = |field: &str| format!("devices.{class}.{field}");
+            for (field, value) in [
+                ("memoryGigabytesPerSecond", memory_gigabytes_per_second),
+                ("gigaflops", gigaflops),
+                ("maxWatts", max_watts),
+            ] {
+                if *value == 0 {
+                    return wrong(at(field), "must be at least 1");
+                }
+            }
+            if idle_watts > max_watts {
+                return wrong(at("idleWatts"), "is above maxWatts");
+            }
+        }
+        if config.energy_models.learn_from.contains(&EnergySource::Unavailable) {
+            return wrong("energyModels.learnFrom".into(), "may hold Measured and Modelled");
+        }
         if !(1..=300).contains(&config.progress_seconds) {
             return wrong("progressSeconds".into(), "must be between 1 and 300");
         }
@@ -277,6 +345,14 @@ mod tests {
                 &["progressSeconds", "between 1 and 300"],
             ),
             ("{}", &["runtimes"]),
+            (
+                "runtimes: [{image: r, engines: [candle], providers: [cpu]}]\ndevices: {cpu: {memoryGigabytesPerSecond: 9, gigaflops: 9, idleWatts: 9, maxWatts: 8}}\n",
+                &["devices.cpu.idleWatts", "above maxWatts"],
+            ),
+            (
+                "runtimes: [{image: r, engines: [candle], providers: [cpu]}]\nenergyModels: {learnFrom: [Unavailable]}\n",
+                &["energyModels.learnFrom", "Measured"],
+            ),
         ] {
             let message = parse(text).unwrap_err();
             for part in expected {

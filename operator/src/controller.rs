@@ -24,6 +24,8 @@ use thiserror::Error;
 
 pub mod account;
 pub mod apply;
+mod assess;
+pub mod basis;
 pub mod build;
 pub mod caches;
 pub mod candidates;

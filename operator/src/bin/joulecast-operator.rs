@@ -5,6 +5,7 @@ use clap::{Parser, ValueEnum};
 use futures::StreamExt;
 use joulecast_operator::config::Config;
 use joulecast_operator::controller::{self, Context, caches, observe, orphans};
+use joulecast_operator::energy_model::keep;
 use joulecast_operator::metrics::Metrics;
 use joulecast_operator::progress::{ProgressKey, ProgressReader};
 use joulecast_operator::serve;
@@ -97,12 +98,13 @@ async fn run(arguments: Arguments) -> Result<()> {
         .await
         .with_context(|| format!("--listen {}", arguments.listen))?;
 
-    let deletions = Arc::new(Notify::new());
-    let (caches, controller) = caches::watch(&client, arguments.watch_namespace.as_deref(), deletions.clone());
+    let (deletions, lessons) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (caches, controller) =
+        caches::watch(&client, arguments.watch_namespace.as_deref(), deletions.clone(), lessons.clone());
     let reporter = Reporter { controller: "joulecast-operator".into(), instance: arguments.instance };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
-        metrics: Metrics::new(caches.jobs.clone()),
+        metrics: Metrics::new(caches.jobs.clone(), caches.energy_models.clone()),
         progress: ProgressReader::new(key, Duration::from_secs(u64::from(config.progress_seconds))),
         clock: observe::now,
         failures: Mutex::default(),
@@ -118,6 +120,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     };
     let server = tokio::spawn(serve::serve(listener, context.clone(), until_stop()));
     let releaser = tokio::spawn(orphans::keep_releasing(context.clone(), deletions));
+    let learner = tokio::spawn(keep::keep_learning(context.clone(), lessons));
     let reconciles = controller::run(controller, context, until_stop()).for_each(|()| std::future::ready(()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %arguments.listen, "started");
     let signals = async {
@@ -129,6 +132,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     };
     tokio::join!(reconciles, signals);
     releaser.abort();
+    learner.abort();
     server.await.context("the server's task")?.context("the server")?;
     tracing::info!("stopped");
     Ok(())

@@ -294,6 +294,7 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
         batch: BATCH,
         threads: None,
         watts: config.watts,
+        forecast: launch.forecast.clone(),
         grace_seconds: GRACE_SECONDS,
     }
 }

@@ -96,7 +96,7 @@ fn of_model(
             });
             return;
         }
-        ModelOption::Known { name, accuracy, artifacts } => (name, accuracy, artifacts),
+        ModelOption::Known { name, accuracy, artifacts, .. } => (name, accuracy, artifacts),
     };
     let mut reject = |engine, provider, hurdle, reason: String| {
         rejected.push(Rejected { model: name.clone(), engine, provider, hurdle, reason });

@@ -7,6 +7,7 @@
 //! cheapest by the objective stands first instead of the first in the order of preference.
 
 use crate::config::{Config, PullPolicy};
+use crate::controller::basis;
 use crate::controller::candidates::{Hurdle, Rejected, Runnable, candidates};
 use crate::controller::facts::ChildFacts;
 use crate::controller::observe::Snapshot;
@@ -15,6 +16,7 @@ use joulecast_crds::inference_job::{
     ChosenConfiguration, InferenceJobStatus, LeftOutCandidate, Plan, ReasonCount, conditions,
 };
 use joulecast_crds::inference_model::ClaimPath;
+use joulecast_crds::learning::Forecast;
 use k8s_openapi::jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
@@ -94,6 +96,8 @@ pub struct Launch {
     pub image: String,
     /// When the kubelet pulls it.
     pub pull_policy: PullPolicy,
+    /// The energy model that it was placed by, as it is now.
+    pub forecast: Option<Forecast>,
 }
 
 /// Decides.
@@ -144,7 +148,11 @@ fn plan(snapshot: &Snapshot, job: &ValidJob, config: &Config) -> Planning {
         return Planning::Found(plan.clone());
     }
     let (runnable, rejected) = candidates(job, &config.runtimes, &snapshot.classes);
-    choose(&runnable, rejected)
+    let mut planning = choose(&runnable, rejected);
+    if let Planning::Found(plan) | Planning::NoCandidate { plan, .. } = &mut planning {
+        basis::tell(plan, &runnable, job, &snapshot.energy_models, config);
+    }
+    planning
 }
 
 /// The first of the candidates that can run; all others with their reasons.
@@ -159,6 +167,8 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
         engine: first.engine,
         provider: first.provider,
         device_class: first.device_class,
+        prediction: None,
+        energy_model: None,
         reason: match runnable.len() {
             1 => "the only candidate that can run; no fitted energy model was at hand".to_owned(),
             n => format!(
@@ -171,6 +181,8 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
         engine: Some(other.engine),
         provider: Some(other.provider),
         device_class: Some(other.device_class),
+        prediction: None,
+        energy_model: None,
         reason: format!(
             "could run ({} artifact), but another stands before it and no fitted energy model was at hand",
             other.format
@@ -181,6 +193,8 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
         engine: one.engine,
         provider: one.provider,
         device_class: one.provider.map(joulecast_crds::Provider::device_class),
+        prediction: None,
+        energy_model: None,
         reason: clipped(&one.reason, 512),
     });
     let mut left_out: Vec<LeftOutCandidate> = others.chain(without).collect();
@@ -255,11 +269,11 @@ fn child_action(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, config: &Confi
         {
             ChildAction::Keep
         }
-        None => launch(job, plan, config),
+        None => launch(snapshot, job, plan, config),
     }
 }
 
-fn launch(job: &ValidJob, plan: &Plan, config: &Config) -> ChildAction {
+fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, config: &Config) -> ChildAction {
     let blocked = |reason, message| ChildAction::Blocked { reason, message };
     let Some(chosen) = plan.chosen.first() else { return ChildAction::Keep };
     let artifact = job.models.iter().find_map(|model| match model {
@@ -292,6 +306,7 @@ fn launch(job: &ValidJob, plan: &Plan, config: &Config) -> ChildAction {
         artifact: artifact.claim.clone(),
         image: runtime.image.clone(),
         pull_policy: runtime.pull_policy,
+        forecast: basis::forecast(chosen, job, &snapshot.energy_models, config),
     })
 }
 

@@ -7,7 +7,7 @@ use crate::controller::facts::{ChildFacts, PodFacts, PodStage};
 use joulecast_crds::names::{LABEL_DEVICE_CLASS, LABEL_JOB_UID};
 use joulecast_crds::report::RunProgress;
 use joulecast_crds::run_spec::RunIdentity;
-use joulecast_crds::{DeviceClass, InferenceJob, InferenceJobStatus, InferenceModel};
+use joulecast_crds::{DeviceClass, EnergyModel, InferenceJob, InferenceJobStatus, InferenceModel};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
 use kube::core::PartialObjectMeta;
@@ -24,6 +24,8 @@ pub struct Snapshot {
     pub job: Arc<InferenceJob>,
     /// The InferenceModels that it names and that exist, by name.
     pub models: BTreeMap<String, Arc<InferenceModel>>,
+    /// All EnergyModels, in the order of their names.
+    pub energy_models: Vec<Arc<EnergyModel>>,
     /// The classes of which there is a node.
     pub classes: BTreeSet<DeviceClass>,
     /// The Job that bears the name of its child, whoever owns it.
@@ -79,10 +81,13 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
         .map(|pod| PodFacts::of(pod, now))
         .collect();
     pods.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+    let mut energy_models = caches.energy_models.state();
+    energy_models.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     let mut snapshot = Snapshot {
         now,
         job,
         models,
+        energy_models,
         classes: caches.nodes.state().iter().map(|node| device_class(node)).collect(),
         child,
         pods,

@@ -140,6 +140,7 @@ impl SnapshotBuilder {
                 now: now(),
                 job: Arc::new(job()),
                 models: models(),
+                energy_models: Vec::new(),
                 classes: BTreeSet::from([DeviceClass::Cpu]),
                 child: None,
                 pods: Vec::new(),

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use joulecast_crds::inference_job::conditions;
-use joulecast_crds::{InferenceJob, InferenceJobStatus, InferenceModel};
+use joulecast_crds::{EnergyModel, InferenceJob, InferenceJobStatus, InferenceModel};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Client;
@@ -113,6 +113,7 @@ struct World {
     children: Writer<Job>,
     pods: Writer<Pod>,
     _nodes: Writer<PartialObjectMeta<Node>>,
+    energy_models: Writer<EnergyModel>,
     /// Whether the cache of child Jobs lags behind what was applied.
     lagging: bool,
 }
@@ -136,6 +137,8 @@ impl World {
         let client = Client::new(api.clone(), "team");
         let ((jobs, mut job_w), (models, mut model_w), (children, mut child_w)) = (store(), store(), store());
         let ((pods, mut pod_w), (nodes, mut node_w)) = (store(), store());
+        let (energy_models, mut energy_model_w) = store();
+        fill(&mut energy_model_w, []);
         fill(&mut job_w, [samples::job()]);
         fill(&mut model_w, samples::models().values().map(|model| model.as_ref().clone()));
         fill(&mut child_w, []);
@@ -145,8 +148,16 @@ impl World {
         let reporter = Reporter { controller: "joulecast-operator".into(), instance: Some("test".into()) };
         let context = Context {
             client: client.clone(),
-            metrics: Metrics::new(jobs.clone()),
-            caches: Caches { jobs, models, children, pods, nodes, filled: tokio::sync::watch::channel(KINDS).1 },
+            metrics: Metrics::new(jobs.clone(), energy_models.clone()),
+            caches: Caches {
+                jobs,
+                models,
+                children,
+                pods,
+                nodes,
+                energy_models,
+                filled: tokio::sync::watch::channel(KINDS).1,
+            },
             config: samples::config(),
             progress: ProgressReader::new(samples::progress_key(), Duration::from_secs(2)),
             recorder: Recorder::new(client, reporter),
@@ -161,6 +172,7 @@ impl World {
             children: child_w,
             pods: pod_w,
             _nodes: node_w,
+            energy_models: energy_model_w,
             lagging: false,
         }
     }

@@ -4,12 +4,12 @@
 //! bear the report finalizer, which is taken off only after the total was stored with their UIDs beside it; so no
 //! report is counted twice or lost, whenever the operator dies.
 
-use crate::controller::account;
 use crate::controller::apply::Applied;
 use crate::controller::decide::{ChildAction, Decision, Planning, is_finished};
 use crate::controller::facts::{PodEnd, PodFacts, PodStage};
 use crate::controller::observe::Snapshot;
 use crate::controller::validate::{InputFile, ValidJob};
+use crate::controller::{account, assess};
 use joulecast_crds::InferenceJob;
 use joulecast_crds::inference_job::{InferenceJobStatus, conditions};
 use joulecast_crds::names::FIELD_MANAGER;
@@ -52,6 +52,7 @@ pub fn compute(snapshot: &Snapshot, job: Option<&ValidJob>, decision: &Decision,
     writer.running(job, decision, applied, finished);
     if finished {
         writer.energy_reported();
+        writer.assessed();
     }
     let child = snapshot.child.as_ref().is_some_and(|child| child.ours);
     if status.start_time.is_none() && (applied.launched || child) {
@@ -80,6 +81,7 @@ fn count(snapshot: &Snapshot, status: &mut InferenceJobStatus) -> Vec<PodFacts> 
         status.measured = Some(account::add(status.measured.as_ref(), report));
         if let Some(report) = report {
             status.progress = Some(account::final_progress(report));
+            assess::count(status, &pod.uid, report, snapshot.now);
         }
         counted.push(pod.clone());
     }
@@ -106,14 +108,14 @@ fn state(status: &InferenceJobStatus) -> &'static str {
 }
 
 /// The status being written, with what it is written from.
-struct Conditions<'a> {
-    status: &'a mut InferenceJobStatus,
-    snapshot: &'a Snapshot,
+pub(super) struct Conditions<'a> {
+    pub(super) status: &'a mut InferenceJobStatus,
+    pub(super) snapshot: &'a Snapshot,
 }
 
 impl Conditions<'_> {
     /// Sets a condition; its transition time moves only when its status does.
-    fn set(&mut self, kind: &str, value: bool, reason: &str, message: &str) {
+    pub(super) fn set(&mut self, kind: &str, value: bool, reason: &str, message: &str) {
         let value = if value { "True" } else { "False" };
         let old = self.status.conditions.iter().find(|condition| condition.type_ == kind);
         let since = old.filter(|old| old.status == value).map(|old| old.last_transition_time.clone());

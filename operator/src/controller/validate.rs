@@ -65,6 +65,8 @@ pub enum ModelOption {
         name: String,
         /// Its accuracy score.
         accuracy: Option<Fraction>,
+        /// Number of its parameters.
+        parameters: Option<i64>,
         /// Its artifacts, in the order of the manifest.
         artifacts: Vec<Artifact>,
     },
@@ -75,6 +77,10 @@ pub enum ModelOption {
 pub struct Artifact {
     /// Format.
     pub format: ArtifactFormat,
+    /// Number format of the weights, as the manifest calls it.
+    pub dtype: Option<String>,
+    /// What the files are, if the manifest tells.
+    pub digest: Option<String>,
     /// Where the files lie.
     pub claim: ClaimPath,
 }
@@ -236,7 +242,7 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
 }
 
 fn known(name: &str, spec: &InferenceModelSpec) -> Result<ModelOption, Invalid> {
-    let InferenceModelSpec { parameter_count: _, accuracy, artifacts } = spec;
+    let InferenceModelSpec { parameter_count, accuracy, artifacts } = spec;
     let field = |rest: &str| format!("InferenceModel {name}: spec.{rest}");
     Ok(ModelOption::Known {
         name: name.to_owned(),
@@ -244,10 +250,11 @@ fn known(name: &str, spec: &InferenceModelSpec) -> Result<ModelOption, Invalid> 
             .as_ref()
             .map(|Accuracy { score, source: _ }| Fraction::parse(&field("accuracy.score"), score))
             .transpose()?,
+        parameters: *parameter_count,
         artifacts: artifacts
             .iter()
             .enumerate()
-            .map(|(index, ApiArtifact { format, dtype: _, source })| {
+            .map(|(index, ApiArtifact { format, dtype, digest, source })| {
                 let at = field(&format!("artifacts[{index}].source"));
                 let Some(claim) = &source.persistent_volume_claim else {
                     return Err(Invalid::Source {
@@ -255,7 +262,12 @@ fn known(name: &str, spec: &InferenceModelSpec) -> Result<ModelOption, Invalid> 
                         expected: "persistentVolumeClaim with claimName and path",
                     });
                 };
-                Ok(Artifact { format: *format, claim: inside(&format!("{at}.persistentVolumeClaim.path"), claim)? })
+                Ok(Artifact {
+                    format: *format,
+                    dtype: dtype.clone(),
+                    digest: digest.clone(),
+                    claim: inside(&format!("{at}.persistentVolumeClaim.path"), claim)?,
+                })
             })
             .collect::<Result<_, _>>()?,
     })
