@@ -18,6 +18,12 @@
 //!     namespaceSelector: {matchLabels: {kubernetes.io/metadata.name: joulecast}}
 //!     podSelector: {matchLabels: {app.kubernetes.io/name: joulecast-operator}}
 //!   extraFrom: []                 # further peers that may read the runs' metrics, for example Prometheus
+//! retries:                        # of attempts that failed; these are the defaults
+//!   unreachableSeconds: 60        # a run whose node cannot be reached for so long is started elsewhere (1..=86400)
+//!   startSeconds: 300             # a pod whose image or container cannot be made for so long is given up (1..=86400)
+//!   firstSeconds: 10              # before a run that failed is repeated; doubles with every failure in a row (1..=3600)
+//!   longestSeconds: 300           # the longest such time (firstSeconds..=86400)
+//!   infrastructure: 100           # how many runs of a job the cluster may take away before the job is Failed (0..=100000)
 //! progressSeconds: 2              # how often a run's progress is read, and at most written to its status (1..=300)
 //! ```
 //!
@@ -35,9 +41,10 @@
 //! | joulecast.dev | inferencemodels | list, watch | where artifacts lie |
 //! | batch | jobs | list, watch, create, patch | child Jobs by server-side apply; suspend |
 //! | (core) | pods | list, watch, patch | reports and progress; patch removes the report finalizer |
-//! | (core) | nodes | list, watch | labels only: which device classes there are |
+//! | (core) | nodes | list, watch | which device classes there are, and which nodes cannot be reached |
 //! | networking.k8s.io | networkpolicies | create, patch | one policy per job; leave out without `networkPolicy` |
 //! | events.k8s.io | events | create, patch | the story of a job |
+//! | coordination.k8s.io | leases | get, create, update | which replica works; in the release's own namespace, and but for create only the one of its name |
 //!
 //! Nothing else: no Secrets, no ConfigMaps, no PersistentVolumeClaims (a missing claim is told by the pod's own
 //! conditions). Child objects are deleted by garbage collection through owner references without
@@ -68,6 +75,9 @@ pub struct Config {
     /// Who may reach the progress port of runs; without it no NetworkPolicy is made.
     #[serde(default)]
     pub network_policy: Option<NetworkPolicyConfig>,
+    /// When a failed attempt is repeated, and when one is given up.
+    #[serde(default)]
+    pub retries: Retries,
     /// Seconds between two readings of a run's progress, which is also the shortest time between two writes of it.
     #[serde(default = "default_progress_seconds")]
     pub progress_seconds: u32,
@@ -75,6 +85,34 @@ pub struct Config {
 
 fn default_progress_seconds() -> u32 {
     2
+}
+
+/// When a failed attempt is repeated, and when one is given up.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields, default)]
+pub struct Retries {
+    /// Seconds after which a run whose node cannot be reached is started elsewhere.
+    pub unreachable_seconds: u32,
+    /// Seconds after which a pod is given up whose image or container cannot be made.
+    pub start_seconds: u32,
+    /// Seconds before a run that failed is repeated; they double with every failure in a row.
+    pub first_seconds: u32,
+    /// The most that they become.
+    pub longest_seconds: u32,
+    /// How many runs of a job the cluster may take away before the job is Failed.
+    pub infrastructure: i32,
+}
+
+impl Default for Retries {
+    fn default() -> Self {
+        Self {
+            unreachable_seconds: 60,
+            start_seconds: 300,
+            first_seconds: 10,
+            longest_seconds: 300,
+            infrastructure: 100,
+        }
+    }
 }
 
 /// One runtime image.
@@ -223,6 +261,19 @@ impl Config {
                 return wrong(at("providers"), "is empty: name the providers that the image contains");
             }
         }
+        let Retries { unreachable_seconds, start_seconds, first_seconds, longest_seconds, infrastructure } =
+            config.retries;
+        for (key, value, least, most) in [
+            ("unreachableSeconds", i64::from(unreachable_seconds), 1, 86_400),
+            ("startSeconds", i64::from(start_seconds), 1, 86_400),
+            ("firstSeconds", i64::from(first_seconds), 1, 3600),
+            ("longestSeconds", i64::from(longest_seconds), i64::from(first_seconds), 86_400),
+            ("infrastructure", i64::from(infrastructure), 0, 100_000),
+        ] {
+            if !(least..=most).contains(&value) {
+                return wrong(format!("retries.{key}"), &format!("is {value}: must be between {least} and {most}"));
+            }
+        }
         if !(1..=300).contains(&config.progress_seconds) {
             return wrong("progressSeconds".into(), "must be between 1 and 300");
         }
@@ -243,6 +294,7 @@ mod tests {
         let config = parse("runtimes: [{image: r:1, engines: [candle], providers: [cpu]}]").unwrap();
         assert_eq!(config.runtimes[0].pull_policy, PullPolicy::IfNotPresent);
         assert_eq!(config.progress_seconds, 2);
+        assert_eq!(config.retries, Retries::default());
         assert_eq!(config.pod_defaults.resources.limits.unwrap()["memory"].0, "1Gi");
         assert!(config.network_policy.is_none() && config.watts.is_none());
         assert!(config.runtimes[0].offers(EngineName::Candle, Provider::Cpu));
@@ -260,6 +312,7 @@ mod tests {
             .collect();
         let config = parse(&text).unwrap();
         assert!(config.network_policy.unwrap().operator.pod_selector.is_some());
+        assert_eq!(config.retries, Retries::default(), "the documented values are the defaults");
         assert_eq!(config.watts.unwrap().busy_milliwatts_per_cpu, 7000);
     }
 
@@ -276,6 +329,11 @@ mod tests {
                 "runtimes: [{image: r, engines: [candle], providers: [cpu]}]\nprogressSeconds: 0\n",
                 &["progressSeconds", "between 1 and 300"],
             ),
+            (
+                "runtimes: [{image: r, engines: [candle], providers: [cpu]}]\nretries: {firstSeconds: 20, longestSeconds: 5}\n",
+                &["retries.longestSeconds", "is 5", "between 20 and"],
+            ),
+            ("runtimes: [{image: r, engines: [candle], providers: [cpu]}]\nretries: {forever: 1}\n", &["forever"]),
             ("{}", &["runtimes"]),
         ] {
             let message = parse(text).unwrap_err();

@@ -5,6 +5,7 @@ pub mod cli;
 pub mod config;
 pub mod configs;
 pub mod controller;
+pub mod leader;
 pub mod metrics;
 pub mod pictures;
 pub mod plot;

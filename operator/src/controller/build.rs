@@ -4,20 +4,18 @@
 //! runtime's default seccomp profile, a read-only root file system; and they hold no API token.
 
 use crate::config::Config;
-use crate::controller::decide::{ChildAction, Decision, Launch};
+use crate::controller::decide::{ChildAction, Decision, Launch, fitted};
+use crate::controller::facts::Place;
 use crate::controller::validate::{InputFile, ValidJob};
 use crate::progress::ProgressKey;
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::names::{
-    CONTAINER, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_CONFIGURATION, LABEL_DEVICE_CLASS,
-    LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, PROGRESS_PORT, RESOURCE_CUDA, exit,
+    CONTAINER, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_ATTEMPT, LABEL_CONFIGURATION,
+    LABEL_DEVICE_CLASS, LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, LABEL_TASK, PROGRESS_PORT, RESOURCE_CUDA,
 };
 use joulecast_crds::run_spec::{RunIdentity, RunSpec, VERSION};
 use joulecast_crds::{DeviceClass, InferenceJob};
-use k8s_openapi::api::batch::v1::{
-    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
-    PodFailurePolicyRule,
-};
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
     Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, NodeAffinity, NodeSelector,
     NodeSelectorRequirement, NodeSelectorTerm, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec,
@@ -50,9 +48,9 @@ pub struct Prepared {
     /// To be applied first, so that no run is ever reachable by all.
     pub network_policy: Option<Box<NetworkPolicy>>,
     /// To be applied.
-    pub child: Option<Box<Job>>,
+    pub children: Vec<Job>,
     /// To be merged into the child of this name.
-    pub child_patch: Option<(String, Value)>,
+    pub child_patches: Vec<(String, Value)>,
     /// To be merged (strategically) into the pods of these names.
     pub pod_patches: Vec<(String, Value)>,
 }
@@ -64,16 +62,17 @@ pub fn build(decision: &Decision, job: Option<&ValidJob>, config: &Config, key: 
         pod_patches: decision.release.iter().map(|(name, uid)| (name.clone(), release_patch(uid))).collect(),
         ..Prepared::default()
     };
-    match (&decision.child, job) {
-        (ChildAction::Launch(launch), Some(job)) => {
-            prepared.network_policy = network_policy(launch, job, config).map(Box::new);
-            prepared.child = Some(Box::new(child_job(launch, job, config, key)));
+    for action in &decision.children {
+        match (action, job) {
+            (ChildAction::Launch(launch), Some(job)) => {
+                prepared.network_policy = network_policy(launch.place.epoch, job, config).map(Box::new);
+                prepared.children.push(child_job(launch, job, config, key));
+            }
+            (ChildAction::Suspend { name, suspend }, _) => {
+                prepared.child_patches.push((name.clone(), json!({"spec": {"suspend": suspend}})));
+            }
+            (ChildAction::Launch(_) | ChildAction::Blocked { .. }, _) => {}
         }
-        (ChildAction::Adjust { name, suspend, backoff_limit }, _) => {
-            let patch = json!({"spec": {"suspend": suspend, "backoffLimit": backoff_limit}});
-            prepared.child_patch = Some((name.clone(), patch));
-        }
-        (ChildAction::Launch(_) | ChildAction::Keep | ChildAction::Blocked { .. }, _) => {}
     }
     prepared
 }
@@ -84,25 +83,36 @@ pub fn release_patch(uid: &str) -> Value {
     json!({"metadata": {"uid": uid, "$deleteFromPrimitiveList/finalizers": [FINALIZER_REPORT]}})
 }
 
-fn labels(launch: &Launch, job: &ValidJob) -> BTreeMap<String, String> {
+fn labels(epoch: u32, job: &ValidJob) -> BTreeMap<String, String> {
     [
         ("app.kubernetes.io/name", "joulecast-runtime".to_owned()),
         ("app.kubernetes.io/managed-by", "joulecast-operator".to_owned()),
         (LABEL_JOB, job.name.clone()),
         (LABEL_JOB_UID, job.uid.clone()),
-        (LABEL_EPOCH, launch.epoch.to_string()),
-        (LABEL_CONFIGURATION, launch.configuration.to_string()),
+        (LABEL_EPOCH, epoch.to_string()),
     ]
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value))
     .collect()
 }
 
-fn metadata(launch: &Launch, job: &ValidJob) -> ObjectMeta {
+/// The labels of everything of an attempt.
+fn labels_of_attempt(launch: &Launch, job: &ValidJob) -> BTreeMap<String, String> {
+    let Place { epoch, configuration, attempt } = launch.place;
+    let mut labels = labels(epoch, job);
+    labels.extend([
+        (LABEL_CONFIGURATION.to_owned(), configuration.to_string()),
+        (LABEL_ATTEMPT.to_owned(), attempt.to_string()),
+        (LABEL_TASK.to_owned(), "run".to_owned()),
+    ]);
+    labels
+}
+
+fn metadata(name: String, labels: BTreeMap<String, String>, job: &ValidJob) -> ObjectMeta {
     ObjectMeta {
-        name: Some(launch.name.clone()),
+        name: Some(name),
         namespace: Some(job.namespace.clone()),
-        labels: Some(labels(launch, job)),
+        labels: Some(labels),
         // Without blockOwnerDeletion, which would need a further permission where owner references are enforced.
         owner_references: Some(vec![OwnerReference {
             api_version: InferenceJob::api_version(&()).into_owned(),
@@ -116,17 +126,18 @@ fn metadata(launch: &Launch, job: &ValidJob) -> ObjectMeta {
     }
 }
 
+/// A Job that starts its pod once: whether there is another attempt is the operator's decision, by what was at fault.
 fn child_job(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey) -> Job {
     let mut pod_labels = job.pod.labels.clone();
-    pod_labels.extend(labels(launch, job));
+    pod_labels.extend(labels_of_attempt(launch, job));
     Job {
-        metadata: metadata(launch, job),
+        metadata: metadata(launch.name.clone(), labels_of_attempt(launch, job), job),
         spec: Some(JobSpec {
-            backoff_limit: Some(job.backoff_limit),
+            backoff_limit: Some(0),
             completions: Some(1),
             parallelism: Some(1),
             suspend: Some(job.suspend),
-            pod_failure_policy: Some(pod_failure_policy()),
+            // A pod that is being deleted may still report: it has failed when it has ended, not before.
             pod_replacement_policy: Some("Failed".into()),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
@@ -140,31 +151,6 @@ fn child_job(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey
         }),
         status: None,
     }
-}
-
-/// A run that can never work fails at once; one that was asked to stop (suspended, evicted) or that its node took away is
-/// repeated without counting as a failure.
-fn pod_failure_policy() -> PodFailurePolicy {
-    let on_exit = |action: &str, codes: &[u8]| PodFailurePolicyRule {
-        action: action.into(),
-        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
-            container_name: Some(CONTAINER.into()),
-            operator: "In".into(),
-            values: codes.iter().copied().map(i32::from).collect(),
-        }),
-        on_pod_conditions: None,
-    };
-    let invalid = on_exit("FailJob", &[exit::USAGE, exit::INVALID]);
-    let stopped = on_exit("Ignore", &[exit::STOPPED]);
-    let disrupted = PodFailurePolicyRule {
-        action: "Ignore".into(),
-        on_exit_codes: None,
-        on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
-            type_: "DisruptionTarget".into(),
-            status: "True".into(),
-        }]),
-    };
-    PodFailurePolicy { rules: vec![invalid, stopped, disrupted] }
 }
 
 fn pod_spec(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey) -> PodSpec {
@@ -275,8 +261,8 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
             namespace: job.namespace.clone(),
             job: job.name.clone(),
             job_uid: job.uid.clone(),
-            epoch: launch.epoch,
-            configuration: launch.configuration,
+            epoch: launch.place.epoch,
+            configuration: launch.place.configuration,
         },
         model: launch.chosen.model.clone(),
         model_path: inside(MODEL_DIR, &launch.artifact.path),
@@ -350,11 +336,11 @@ fn mount(volume: &str, directory: &str, read_only: bool) -> VolumeMount {
 }
 
 /// Lets in the operator and the configured peers to the progress port, and nothing out: a run needs no network.
-fn network_policy(launch: &Launch, job: &ValidJob, config: &Config) -> Option<NetworkPolicy> {
+fn network_policy(epoch: u32, job: &ValidJob, config: &Config) -> Option<NetworkPolicy> {
     let peers = config.network_policy.as_ref()?;
     let from = std::iter::once(&peers.operator).chain(&peers.extra_from).cloned().collect();
     Some(NetworkPolicy {
-        metadata: metadata(launch, job),
+        metadata: metadata(fitted(&job.name, &format!("-{epoch}")), labels(epoch, job), job),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(LabelSelector {
                 match_labels: Some(BTreeMap::from([(LABEL_JOB_UID.to_owned(), job.uid.clone())])),
@@ -391,14 +377,14 @@ mod tests {
     }
 
     fn pod(prepared: &Prepared) -> PodSpec {
-        prepared.child.as_ref().unwrap().spec.as_ref().unwrap().template.spec.clone().unwrap()
+        prepared.children[0].spec.as_ref().unwrap().template.spec.clone().unwrap()
     }
 
     #[test]
     fn the_objects_of_the_sample_are_those_on_file() {
         let prepared = built(|_| (), &samples::config());
         for (name, object) in [
-            ("child_job", serde_yaml::to_string(&prepared.child).unwrap()),
+            ("child_job", serde_yaml::to_string(&prepared.children[0]).unwrap()),
             ("network_policy", serde_yaml::to_string(&prepared.network_policy).unwrap()),
         ] {
             let path = format!("{}/tests/golden/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
@@ -457,7 +443,7 @@ mod tests {
             },
             &samples::config(),
         );
-        let template = prepared.child.as_ref().unwrap().spec.as_ref().unwrap().template.clone();
+        let template = prepared.children[0].spec.as_ref().unwrap().template.clone();
         let labels = template.metadata.unwrap().labels.unwrap();
         assert_eq!((labels["team"].as_str(), labels[LABEL_JOB].as_str()), ("a", "hello"));
         let pod = template.spec.unwrap();

@@ -2,15 +2,13 @@
 //! one snapshot over which everything else decides.
 
 use crate::controller::Context;
-use crate::controller::decide::expected_child;
-use crate::controller::facts::{ChildFacts, PodFacts, PodStage};
-use joulecast_crds::names::{LABEL_DEVICE_CLASS, LABEL_JOB_UID};
+use crate::controller::facts::{ChildFacts, Place, PodFacts, PodStage, is_run};
+use joulecast_crds::names::{LABEL_DEVICE_CLASS, LABEL_JOB, LABEL_JOB_UID};
 use joulecast_crds::report::RunProgress;
 use joulecast_crds::run_spec::RunIdentity;
 use joulecast_crds::{DeviceClass, InferenceJob, InferenceJobStatus, InferenceModel};
 use k8s_openapi::api::core::v1::Node;
 use k8s_openapi::jiff::Timestamp;
-use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::ObjectRef;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
@@ -26,8 +24,10 @@ pub struct Snapshot {
     pub models: BTreeMap<String, Arc<InferenceModel>>,
     /// The classes of which there is a node.
     pub classes: BTreeSet<DeviceClass>,
-    /// The Job that bears the name of its child, whoever owns it.
-    pub child: Option<ChildFacts>,
+    /// Since when which nodes cannot be reached.
+    pub unreachable: BTreeMap<String, Timestamp>,
+    /// The Jobs of its attempts, and those of a job of the same name that is gone, the oldest attempts first.
+    pub children: Vec<ChildFacts>,
     /// Its pods, the oldest first.
     pub pods: Vec<PodFacts>,
     /// Progress of the run that is at work, if it could be read.
@@ -42,10 +42,11 @@ impl Snapshot {
         self.job.status.as_ref().unwrap_or(&NEW)
     }
 
-    /// The newest pod whose container runs.
+    /// The newest pod whose container runs, as far as its node can be reached.
     #[must_use]
     pub fn running(&self) -> Option<&PodFacts> {
-        self.pods.iter().rev().find(|pod| pod.stage == PodStage::Running)
+        let reachable = |pod: &PodFacts| pod.node.as_ref().is_none_or(|node| !self.unreachable.contains_key(node));
+        self.pods.iter().rev().find(|pod| pod.stage == PodStage::Running && reachable(pod))
     }
 }
 
@@ -64,16 +65,24 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
             Some((model.name.clone(), found))
         })
         .collect();
-    let status = job.status.clone().unwrap_or_default();
-    let child = expected_child(&name, &status);
-    let child =
-        caches.children.get(&ObjectRef::new(&child).within(&namespace)).map(|child| ChildFacts::of(&child, &uid));
+    let mut children: Vec<ChildFacts> = caches
+        .children
+        .state_filter(|child| {
+            child.metadata.namespace.as_deref() == Some(namespace.as_str())
+                && child.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB)) == Some(&name)
+                && is_run(&child.metadata)
+        })
+        .iter()
+        .map(|child| ChildFacts::of(child, &uid))
+        .collect();
+    children.sort_by_key(|child| child.place);
     let now = (context.clock)();
     let mut pods: Vec<PodFacts> = caches
         .pods
         .state_filter(|pod| {
             pod.metadata.namespace.as_deref() == Some(namespace.as_str())
                 && pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB_UID)) == Some(&uid)
+                && is_run(&pod.metadata)
         })
         .iter()
         .map(|pod| PodFacts::of(pod, now))
@@ -84,13 +93,14 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
         job,
         models,
         classes: caches.nodes.state().iter().map(|node| device_class(node)).collect(),
-        child,
+        unreachable: caches.nodes.state().iter().filter_map(|node| unreachable_since(node)).collect(),
+        children,
         pods,
         progress: None,
     };
     if let Some((pod, ip)) = snapshot.running().and_then(|pod| Some((pod, pod.ip.as_deref()?))) {
-        let epoch = status.plan.as_ref().map_or(1, |plan| u32::try_from(plan.epoch).unwrap_or(0));
-        let identity = RunIdentity { namespace, job: name, job_uid: uid, epoch, configuration: 0 };
+        let Place { epoch, configuration, attempt: _ } = pod.place;
+        let identity = RunIdentity { namespace, job: name, job_uid: uid, epoch, configuration };
         snapshot.progress = context.progress.read(&pod.uid, ip, &identity).await;
     }
     snapshot
@@ -98,10 +108,21 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
 
 /// The class of a node by its label; a node without one counts as `cpu`.
 #[must_use]
-pub fn device_class(node: &PartialObjectMeta<Node>) -> DeviceClass {
+pub fn device_class(node: &Node) -> DeviceClass {
     let label = node.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_DEVICE_CLASS));
     label.and_then(|label| label.parse().ok()).unwrap_or(DeviceClass::Cpu)
 }
+
+/// Name of a node that cannot be reached, and since when: the taint that the node lifecycle controller sets.
+fn unreachable_since(node: &Node) -> Option<(String, Timestamp)> {
+    let taint = node.spec.as_ref()?.taints.iter().flatten().find(|taint| taint.key == TAINT_UNREACHABLE)?;
+    // Taints of effect NoExecute bear the time; without one it is as if it had been so for ever.
+    let since = taint.time_added.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    Some((node.metadata.name.clone()?, since))
+}
+
+/// Taint of a node whose kubelet does not answer.
+pub const TAINT_UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 
 /// The clock of the operator, in whole seconds.
 #[must_use]
