@@ -78,6 +78,8 @@ refused() {
 	grep -q "$field" "$work/err" || { cat "$work/err" >&2; fail "the refusal of $* does not name $field"; }
 }
 refused replica --set operator.replica=2
+refused replicas --set operator.replicas=-1
+refused unreachableSeconds --set retries.unreachableSeconds=0
 refused engines --set 'runtime.engines={tensorrt}'
 refused progressSeconds --set progressSeconds=0
 refused idleMilliwattsPerCpu --set watts.busyMilliwattsPerCpu=7000

@@ -60,7 +60,7 @@ pub struct InferenceJobSpec {
     #[serde(default = "default_max_failed_fraction")]
     #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
     pub max_failed_fraction: String,
-    /// How often a failed attempt is repeated before the job is Failed.
+    /// How often a run that failed by itself is repeated before the job is Failed; what the cluster takes away (a lost node, an eviction) is repeated without counting here.
     #[serde(default = "default_backoff_limit")]
     #[schemars(range(min = 0, max = 100))]
     pub backoff_limit: i32,
@@ -271,6 +271,13 @@ pub struct InferenceJobStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
     pub finished_runs: Vec<FinishedRun>,
+    /// Attempts that ended without success, by what was at fault.
+    #[serde(default, skip_serializing_if = "Failures::is_none")]
+    pub failures: Failures,
+    /// The latest attempts, the oldest first; older ones are in the totals only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub attempts: Vec<Attempt>,
     /// UIDs of ended pods whose reports are in `measured` and whose report finalizer is about to be removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 64)))]
@@ -419,6 +426,77 @@ pub struct Progress {
     pub lines_failed: i64,
     /// Tokens generated.
     pub tokens_out: i64,
+}
+
+/// Attempts that ended without success, by what was at fault.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Failures {
+    /// Runs that failed by themselves; more than spec.backoffLimit of them fail the job.
+    #[serde(default)]
+    pub run: i32,
+    /// Runs that the cluster took away: lost nodes, evictions, preemptions, refused admissions, deleted pods.
+    #[serde(default)]
+    pub infrastructure: i32,
+}
+
+impl Failures {
+    /// Whether nothing failed.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// One attempt: one batch/v1 Job that was started for a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    /// Epoch of the plan.
+    pub epoch: i32,
+    /// Index of the configuration in the plan.
+    pub configuration: i32,
+    /// Number of the attempt at this configuration, from 1.
+    pub attempt: i32,
+    /// Node that it ran on, once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub node: Option<String>,
+    /// When it was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// When it was known to have ended, or was given up; absent while it is at work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_time: Option<Time>,
+    /// How it ended, as far as is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// One word for why it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub reason: Option<String>,
+    /// Why it ended, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub message: Option<String>,
+    /// Gross energy of its pods in millijoules; absent while no report has come. A report may come after the attempt was given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy_millijoules: Option<i64>,
+}
+
+/// How an attempt ended; of several that hold the last counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum Outcome {
+    /// Every line of its share has a result.
+    Succeeded,
+    /// It was asked to stop by spec.suspend.
+    Stopped,
+    /// The cluster took it away.
+    InfrastructureFailed,
+    /// The run failed by itself.
+    RunFailed,
+    /// The run failed by itself and would do so again.
+    RunInvalid,
 }
 
 /// What was measured, over all attempts.

@@ -22,13 +22,14 @@ pub const LABEL_JOB_UID: &str = "joulecast.dev/inference-job-uid";
 pub const LABEL_EPOCH: &str = "joulecast.dev/epoch";
 /// Label of child objects: index of the chosen configuration in `status.plan.chosen`.
 pub const LABEL_CONFIGURATION: &str = "joulecast.dev/configuration";
-/// Label of child objects: `plan` for a plan step; absent or `run` for a run.
-pub const LABEL_TASK: &str = "joulecast.dev/task";
-
 /// Label of what measures for a ProfileRun: its name.
 pub const LABEL_PROFILE_RUN: &str = "joulecast.dev/profile-run";
 /// Label of what measures for a ProfileRun: its UID.
 pub const LABEL_PROFILE_RUN_UID: &str = "joulecast.dev/profile-run-uid";
+/// Label of child objects: number of the attempt, from 1; one without it is a first attempt.
+pub const LABEL_ATTEMPT: &str = "joulecast.dev/attempt";
+/// Label of child objects: what they do, `plan`, `run` or `merge`; one without it is a `run`.
+pub const LABEL_TASK: &str = "joulecast.dev/task";
 
 /// Finalizer of runtime pods: the operator removes it once the pod's report is in the status of its job.
 pub const FINALIZER_REPORT: &str = "joulecast.dev/report";
@@ -64,6 +65,8 @@ pub mod exit {
     pub const FAILED: u8 = 1;
     /// Wrong command line.
     pub const USAGE: u8 = 2;
+    /// The device went away under the run (a GPU that fell off the bus): another node may do better.
+    pub const DEVICE_LOST: u8 = 75;
     /// The run can never work as specified: missing model, unreadable input, engine not in this build.
     pub const INVALID: u8 = 78;
     /// Stopped before all lines had a result, with a report: on request (SIGTERM; the requests in flight were finished as

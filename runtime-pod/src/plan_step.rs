@@ -24,7 +24,9 @@ use std::time::Duration;
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
     /// The specification is not there.
-    #[error("{ENV_PLAN_SPEC} is not set: `plan` is started by the operator; `joulecast plan` plans from a command line")]
+    #[error(
+        "{ENV_PLAN_SPEC} is not set: `plan` is started by the operator; `joulecast plan` plans from a command line"
+    )]
     Missing,
     /// It is not what it should be.
     #[error("{ENV_PLAN_SPEC}: {0}; operator and runtime image may be of different releases")]
@@ -130,7 +132,10 @@ pub fn read_spec(json: Option<&str>) -> Result<PlanSpec, PlanError> {
         }
     }
     if spec.load_bytes_per_second.is_nan() || spec.load_bytes_per_second <= 0.0 {
-        return wrong(format!("loadBytesPerSecond: {} is out of range; it must be above 0", spec.load_bytes_per_second));
+        return wrong(format!(
+            "loadBytesPerSecond: {} is out of range; it must be above 0",
+            spec.load_bytes_per_second
+        ));
     }
     if !(spec.time_limit_seconds > 0.0 && spec.time_limit_seconds <= 86_400.0) {
         return wrong(format!("timeLimitSeconds: {} is out of range", spec.time_limit_seconds));
@@ -197,9 +202,8 @@ fn read(spec: &PlanSpec, threads: usize, around: &Surroundings) -> Result<Counts
         return Err(input_error(io::Error::from(io::ErrorKind::IsADirectory)));
     }
     let readers = readers::readers(&spec.models)?;
-    let counted = count::count(io::BufReader::with_capacity(1 << 17, input), &readers, threads, &|| {
-        around.stop.requested()
-    });
+    let counted =
+        count::count(io::BufReader::with_capacity(1 << 17, input), &readers, threads, &|| around.stop.requested());
     counted.map_err(input_error)?.ok_or(PlanError::Stopped)
 }
 

@@ -41,7 +41,10 @@ fn plan(dir: &Path, spec: Option<&Value>) -> (i32, PlanReport) {
         let told: Value = serde_json::from_str(&message).unwrap();
         PlanReport {
             version: 1,
-            run: serde_json::from_value(json!({"namespace": "", "job": "", "jobUid": "", "epoch": 0, "configuration": 0})).unwrap(),
+            run: serde_json::from_value(
+                json!({"namespace": "", "job": "", "jobUid": "", "epoch": 0, "configuration": 0}),
+            )
+            .unwrap(),
             plan: None,
             failure: serde_json::from_value(told["failure"].clone()).unwrap(),
         }
@@ -105,9 +108,8 @@ fn requests_go_where_they_are_cheapest_and_the_file_says_so() {
 fn one_candidate_needs_no_file_and_accuracy_weighs_against_energy() {
     let dir = tempfile::tempdir().unwrap();
     input(dir.path());
-    let candidates = || {
-        vec![candidate("small", 0, json!({"tout": 1.0}), 0.2), candidate("large", 1, json!({"tout": 3.0}), 0.9)]
-    };
+    let candidates =
+        || vec![candidate("small", 0, json!({"tout": 1.0}), 0.2), candidate("large", 1, json!({"tout": 3.0}), 0.9)];
     let models = [demo_model(), demo_model()];
     let chosen = |zeta: f64| {
         let figures = planned(dir.path(), &spec(dir.path(), &models, candidates(), zeta));

@@ -69,5 +69,7 @@ networkPolicy:
         {{- include "joulecast.selectorLabels" . | nindent 8 }}
   extraFrom: {{ toJson .Values.networkPolicy.extraFrom }}
 {{- end }}
+retries:
+  {{- toYaml .Values.retries | nindent 2 }}
 progressSeconds: {{ .Values.progressSeconds }}
 {{- end -}}

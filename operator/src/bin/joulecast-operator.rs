@@ -1,11 +1,12 @@
 //! The `joulecast-operator` binary: arguments, logs, and the life of the process.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::{Parser, ValueEnum};
 use futures::StreamExt;
 use joulecast_operator::config::Config;
 use joulecast_operator::controller::{self, Context, caches, observe, orphans};
 use joulecast_operator::energy_model::keep;
+use joulecast_operator::leader::{Candidate, Timing};
 use joulecast_operator::metrics::Metrics;
 use joulecast_operator::progress::{ProgressKey, ProgressReader};
 use joulecast_operator::serve;
@@ -15,6 +16,7 @@ use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -38,10 +40,16 @@ struct Arguments {
     /// The only namespace whose jobs are seen to; all if absent.
     #[arg(long)]
     watch_namespace: Option<String>,
+    /// Lease that decides which of several operators works; without it this one works at once.
+    #[arg(long, requires = "instance")]
+    lease: Option<String>,
+    /// Namespace of the Lease.
+    #[arg(long, env = "POD_NAMESPACE", hide_env_values = true, default_value = "default")]
+    lease_namespace: String,
     /// Form of the log lines on stderr; RUST_LOG filters them.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
-    /// Name of this instance in events.
+    /// Name of this instance in events and in the Lease.
     #[arg(long, env = "POD_NAME", hide_env_values = true)]
     instance: Option<String>,
 }
@@ -101,7 +109,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     let (deletions, lessons) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (caches, controller) =
         caches::watch(&client, arguments.watch_namespace.as_deref(), deletions.clone(), lessons.clone());
-    let reporter = Reporter { controller: "joulecast-operator".into(), instance: arguments.instance };
+    let reporter = Reporter { controller: "joulecast-operator".into(), instance: arguments.instance.clone() };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
         metrics: Metrics::new(caches.jobs.clone(), caches.energy_models.clone()),
@@ -118,11 +126,13 @@ async fn run(arguments: Arguments) -> Result<()> {
         let mut stopped = stopped.clone();
         async move { drop(stopped.changed().await) }
     };
-    let server = tokio::spawn(serve::serve(listener, context.clone(), until_stop()));
-    let releaser = tokio::spawn(orphans::keep_releasing(context.clone(), deletions));
-    let learner = tokio::spawn(keep::keep_learning(context.clone(), lessons));
-    let reconciles = controller::run(controller, context, until_stop()).for_each(|()| std::future::ready(()));
+    let leads = Arc::new(AtomicBool::new(false));
+    let server = tokio::spawn(serve::serve(listener, context.clone(), leads.clone(), until_stop()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %arguments.listen, "started");
+    let mut candidate = arguments.lease.as_deref().zip(arguments.instance.as_deref()).map(|(lease, instance)| {
+        let timing = Timing::default();
+        Candidate::new(context.client.clone(), &arguments.lease_namespace, lease, instance, timing, observe::now)
+    });
     let signals = async {
         tokio::select! {
             _ = terminate.recv() => tracing::info!("SIGTERM: finishing what was begun"),
@@ -130,9 +140,38 @@ async fn run(arguments: Arguments) -> Result<()> {
         }
         let _ = stop.send(());
     };
-    tokio::join!(reconciles, signals);
-    releaser.abort();
-    learner.abort();
+    let work = async {
+        if let Some(candidate) = &mut candidate {
+            tokio::select! {
+                () = candidate.win() => tracing::info!("this operator leads"),
+                () = until_stop() => return Ok(()),
+            }
+        }
+        leads.store(true, Ordering::Relaxed);
+        let releaser = tokio::spawn(orphans::keep_releasing(context.clone(), deletions));
+        let learner = tokio::spawn(keep::keep_learning(context.clone(), lessons));
+        let reconciles = controller::run(controller, context, until_stop()).for_each(|()| std::future::ready(()));
+        if let Some(candidate) = &mut candidate {
+            // What was begun is finished while the Lease is still renewed; one who lost it must not go on with anything.
+            tokio::select! {
+                () = candidate.hold() => bail!("the Lease is lost: this process ends, and stands by when it is started again"),
+                () = reconciles => {}
+            }
+            releaser.abort();
+            learner.abort();
+            candidate.release().await;
+        } else {
+            reconciles.await;
+            releaser.abort();
+            learner.abort();
+        }
+        Ok(())
+    };
+    tokio::pin!(work);
+    tokio::select! {
+        ended = &mut work => ended?,
+        () = signals => work.await?,
+    }
     server.await.context("the server's task")?.context("the server")?;
     tracing::info!("stopped");
     Ok(())

@@ -102,6 +102,12 @@ fn add_report(sum: &mut Measured, report: &Report) {
     }
 }
 
+/// A sum of which parts may be absent.
+#[must_use]
+pub fn sum(total: Option<i64>, more: Option<u64>) -> Option<i64> {
+    more.map_or(total, |more| Some(total.unwrap_or(0).saturating_add(signed(more))))
+}
+
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }

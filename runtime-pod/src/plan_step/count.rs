@@ -107,7 +107,10 @@ pub(super) fn count(
         let parts: Vec<Vec<Vec<Counted>>> = std::thread::scope(|scope| {
             let work = |part: &[Vec<u8>]| part.iter().map(|line| of_line(line, &readers.different)).collect();
             let running: Vec<_> = chunk.chunks(share).map(|part| scope.spawn(move || work(part))).collect();
-            running.into_iter().map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+            running
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+                .collect()
         });
         parts.iter().flatten().for_each(|line| counts.add(line));
     }

@@ -76,5 +76,9 @@ fn mark(dir: &Path) -> [u8; 32] {
 /// Bytes of the files in a model's directory; those that cannot be read count as none.
 fn bytes(dir: &Path) -> u64 {
     let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
-    entries.filter_map(|entry| std::fs::metadata(entry.path()).ok()).filter(|meta| meta.is_file()).map(|meta| meta.len()).sum()
+    entries
+        .filter_map(|entry| std::fs::metadata(entry.path()).ok())
+        .filter(|meta| meta.is_file())
+        .map(|meta| meta.len())
+        .sum()
 }

@@ -121,7 +121,12 @@ struct Given<'a> {
 
 impl Given<'_> {
     /// What a candidate is given, and what it would take if all requests went to it; adds the former to the job's totals.
-    fn to(&self, candidate: &Priced<'_>, is_own: impl Fn(usize) -> bool, figures: &mut PlanFigures) -> PlannedCandidate {
+    fn to(
+        &self,
+        candidate: &Priced<'_>,
+        is_own: impl Fn(usize) -> bool,
+        figures: &mut PlanFigures,
+    ) -> PlannedCandidate {
         let mut planned = PlannedCandidate::default();
         let (mut joules, mut seconds) = ([0.0; 3], [0.0; 3]);
         let fractions = [self.output.low, self.output.mean, self.output.high];
@@ -221,7 +226,8 @@ fn scaled(cost: &Cost, (rx, ry): (f64, f64)) -> Cost {
     };
     // A context is prompt and output together: its scale lies between theirs.
     let rc = (rx * ry).sqrt();
-    let mut scaled = Cost { terms: of_terms(&cost.terms), knots: vec![], floor_terms: cost.floor_terms.as_ref().map(of_terms) };
+    let mut scaled =
+        Cost { terms: of_terms(&cost.terms), knots: vec![], floor_terms: cost.floor_terms.as_ref().map(of_terms) };
     for knot in &cost.knots {
         let place = (f64::from(knot.over) / rc).round().clamp(0.0, f64::from(u32::MAX)) as u32;
         let Knot { over: _, tin, step, context } = *knot;

@@ -50,7 +50,11 @@ pub fn read(message: &str, spec: &PlanSpec) -> Result<PlanFigures, AnswerError> 
 /// A plan that was asked for with these candidates must add up.
 fn check(figures: &PlanFigures, spec: &PlanSpec) -> Result<(), String> {
     if figures.candidates.len() != spec.candidates.len() {
-        return Err(format!("{} candidates were asked about, {} answered", spec.candidates.len(), figures.candidates.len()));
+        return Err(format!(
+            "{} candidates were asked about, {} answered",
+            spec.candidates.len(),
+            figures.candidates.len()
+        ));
     }
     let given: u64 = figures.candidates.iter().map(|one| one.requests).sum();
     if given != figures.requests {
@@ -112,7 +116,12 @@ fn basis(one: &PlanCandidate) -> PredictionBasis {
     if one.configuration.energy_model.is_some() { PredictionBasis::Fitted } else { PredictionBasis::Prior }
 }
 
-fn chosen(spec: &PlanSpec, figures: &PlanFigures, one: &PlanCandidate, given: &PlannedCandidate) -> ChosenConfiguration {
+fn chosen(
+    spec: &PlanSpec,
+    figures: &PlanFigures,
+    one: &PlanCandidate,
+    given: &PlannedCandidate,
+) -> ChosenConfiguration {
     let configuration = &one.configuration;
     let share = if figures.requests > 0 { given.requests as f64 / figures.requests as f64 } else { 0.0 };
     let others = figures.candidates.len() - 1;
@@ -161,9 +170,7 @@ fn left_out_by_cost(
     let requests = figures.requests.max(1) as f64;
     let more = (given.alone_joules - figures.candidates.iter().map(|c| c.joules).sum::<f64>()) / requests;
     let alone = format!("all requests on it: {} J, {} s", joules(given.alone_joules), joules(given.alone_seconds));
-    let late = spec.limits.deadline_seconds.map(|limit| {
-        given.alone_seconds / f64::from(one.slots.max(1)) - limit
-    });
+    let late = spec.limits.deadline_seconds.map(|limit| given.alone_seconds / f64::from(one.slots.max(1)) - limit);
     let reason = if unsuited {
         "its model cannot read some of the prompts (no chat template, or too short a context), another's can".to_owned()
     } else if let Some(late) = late.filter(|late| *late > 0.0) {

@@ -1,7 +1,7 @@
 //! The plan pod as a Job: the runtime's image, the job's volumes and every candidate's model, no device, no API token, and
 //! no network (the policy of the job's runs holds for it too).
 
-use super::Question;
+use super::Ask;
 use crate::config::Config;
 use crate::controller::build::{self, INPUT_DIR, OUTPUT_DIR};
 use crate::controller::validate::{InputFile, ValidJob};
@@ -46,21 +46,18 @@ pub fn assignment_path(job: &ValidJob, epoch: u32) -> String {
 
 /// The Job that answers a question.
 #[must_use]
-pub fn plan_job(name: &str, question: &Question, job: &ValidJob, image: &crate::config::Runtime, config: &Config) -> Job {
+pub fn plan_job(ask: &Ask, job: &ValidJob, config: &Config) -> Job {
+    let Ask { name, question, runtime: image } = ask;
     let epoch = question.spec.run.epoch;
     let mut labels = build::labels(epoch, job);
     labels.insert(LABEL_TASK.to_owned(), TASK.to_owned());
     let mut pod_labels = job.pod.labels.clone();
     pod_labels.extend(labels.clone());
     let spec = serde_json::to_string(&question.spec).expect("a specification serializes");
-    let mut metadata = build::metadata(name.to_owned(), labels, job);
+    let mut metadata = build::metadata(name.clone(), labels, job);
     metadata.annotations = Some([(ANNOTATION_QUESTION.to_owned(), spec.clone())].into());
-    let models: Vec<_> = question
-        .artifacts
-        .iter()
-        .enumerate()
-        .map(|(place, claim)| (model_directory(place), claim))
-        .collect();
+    let models: Vec<_> =
+        question.artifacts.iter().enumerate().map(|(place, claim)| (model_directory(place), claim)).collect();
     let (volumes, volume_mounts) = build::volumes(&models, job);
     let pod = &job.pod;
     Job {
