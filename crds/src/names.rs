@@ -31,6 +31,9 @@ pub const LABEL_ATTEMPT: &str = "joulecast.dev/attempt";
 /// Label of child objects: what they do, `plan`, `run` or `merge`; one without it is a `run`.
 pub const LABEL_TASK: &str = "joulecast.dev/task";
 
+/// Label of an InferenceJob that is to be planned and never started, `true`: what `joulecast plan -f` creates.
+pub const LABEL_PLAN_ONLY: &str = "joulecast.dev/plan-only";
+
 /// Finalizer of runtime pods: the operator removes it once the pod's report is in the status of its job.
 pub const FINALIZER_REPORT: &str = "joulecast.dev/report";
 

@@ -123,6 +123,7 @@ impl Candidate {
     /// Gives the Lease back, so that another need not wait for its end. To be called when nothing is written any more.
     pub async fn release(&mut self) {
         let spec = LeaseSpec { holder_identity: None, renew_time: None, ..LeaseSpec::default() };
+        let give_up = self.timing.give_up;
         let released = async {
             let lease = self.api.get(&self.name).await?;
             let current = lease.spec.clone().unwrap_or_default();
@@ -132,7 +133,7 @@ impl Candidate {
             }
             Ok::<_, kube::Error>(())
         };
-        match timeout(self.timing.give_up, released).await {
+        match timeout(give_up, released).await {
             Ok(Ok(())) => {}
             Ok(Err(error)) => {
                 tracing::warn!(%error, "the Lease could not be given back; another operator waits for its end")

@@ -6,7 +6,7 @@
 use crate::config::Config;
 use crate::controller::decide::{ChildAction, Decision, Launch, fitted};
 use crate::controller::facts::Place;
-use crate::controller::plan_step::job::{assignment_path, input_path, inside, plan_job};
+use crate::controller::plan_step::job::{input_path, inside, plan_job};
 use crate::controller::validate::{InputFile, ValidJob};
 use crate::progress::ProgressKey;
 use joulecast_crds::inference_model::ClaimPath;

@@ -190,7 +190,7 @@ fn question(snapshot: &Snapshot, job: &ValidJob, modelled: &[Modelled], epoch: u
             configuration: 0,
         },
         input_path: job::input_path(job),
-        assignment_path: Some(job::assignment_path(job, epoch)),
+        assignment_path: (!job.plan_only).then(|| job::assignment_path(job, epoch)),
         models,
         candidates,
         zeta: job.zeta.value(),
@@ -257,3 +257,6 @@ fn artifact<'a>(job: &'a ValidJob, runnable: &Runnable) -> Option<(&'a ClaimPath
         _ => None,
     })
 }
+
+#[cfg(test)]
+mod tests;

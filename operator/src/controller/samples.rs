@@ -174,6 +174,8 @@ impl SnapshotBuilder {
                 unreachable: BTreeMap::new(),
                 children: Vec::new(),
                 pods: Vec::new(),
+                plans: Vec::new(),
+                history: Vec::new(),
                 progress: None,
             },
         }

@@ -49,6 +49,8 @@ pub struct ValidJob {
     pub max_failed_fraction: Fraction,
     /// Repeated attempts.
     pub backoff_limit: i32,
+    /// Whether the job is to be planned and never started.
+    pub plan_only: bool,
     /// Whether the job is to stand still.
     pub suspend: bool,
     /// How long a finished job is kept; for ever if absent.
@@ -265,6 +267,7 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
     if input == InputFile::Claim(output.clone()) {
         return Err(Invalid::OutputIsInput);
     }
+    let plan_only = job.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(names::LABEL_PLAN_ONLY));
     Ok(ValidJob {
         namespace: job.metadata.namespace.clone().unwrap_or_default(),
         name,
@@ -295,7 +298,8 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
             .collect::<Result<_, _>>()?,
         max_failed_fraction: Fraction::parse("spec.maxFailedFraction", max_failed_fraction)?,
         backoff_limit: (*backoff_limit).max(0),
-        suspend: *suspend,
+        suspend: *suspend || plan_only,
+        plan_only,
         ttl: ttl_seconds_after_finished.map(|seconds| SignedDuration::from_secs(i64::from(seconds.max(0)))),
         pod: pod_template.clone(),
     })
