@@ -4,10 +4,11 @@
 use anyhow::{Context, Result, ensure};
 use joulecast_crds::inference_job::conditions;
 use joulecast_crds::{EnergyModel, InferenceJob};
-use joulecast_tests::cluster::user_runs;
-use joulecast_tests::job::{apply_job, await_job, is_true, request, results, told};
+use joulecast_tests::cluster::{user_runs, user_tries};
+use joulecast_tests::job::{apply_input, apply_job, await_job, is_true, manifest, request, results, told};
 use joulecast_tests::namespace::{TestNamespace, with_namespace};
-use kube::api::{Api, DeleteParams};
+use k8s_openapi::api::batch::v1::Job;
+use kube::api::{Api, DeleteParams, ListParams};
 use serde_json::{Value, json};
 
 /// Two models over the same files: `small` costs in proportion to what it writes, `large` has a fixed cost besides and is
@@ -129,6 +130,34 @@ async fn limits_are_kept_or_refused_with_figures() {
         let job = await_job(&here, "tight", "Complete", |job| is_true(job, conditions::COMPLETE)).await?;
         let solved = job.status.and_then(|status| status.plan).and_then(|plan| plan.solved).context("solved")?;
         ensure!(solved.energy_millijoules <= 450_000, "{solved:?}");
+        remove_energy_models(&here, &[&small, &large]).await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_dry_run_says_what_would_be_done_and_does_nothing() {
+    with_namespace("dryrun", |here| async move {
+        let (small, large) = two_models(&here).await?;
+        apply_input(&here, "shown", &input()).await?;
+        let dry_run = async |job: Value| {
+            user_tries("joulecast", &["plan", "-f", "-", "-n", &here.name], Some(&job.to_string())).await
+        };
+        let (code, printed, errors) = dry_run(manifest("shown", spec(&small, &large, "1.0", json!({})))).await?;
+        ensure!(code == 0, "{printed}\n{errors}");
+        for shown in
+            ["planned only, nothing was started", small.as_str(), "12 requests (100.0 %)", "J more per request"]
+        {
+            ensure!(printed.contains(shown), "{shown:?} is missing in\n{printed}");
+        }
+        let poor = manifest("shown", spec(&small, &large, "1.0", json!({"maxEnergyJoules": 1})));
+        let (code, printed, errors) = dry_run(poor).await?;
+        ensure!(code == 3 && printed.contains("Infeasible"), "{code}: {printed}\n{errors}");
+        let jobs: Api<InferenceJob> = here.api();
+        ensure!(jobs.list(&ListParams::default()).await?.items.is_empty(), "a copy was left behind");
+        let runs: Api<Job> = here.api();
+        let runs = runs.list(&ListParams::default().labels("joulecast.dev/task=run")).await?;
+        ensure!(runs.items.is_empty(), "a run was started");
         remove_energy_models(&here, &[&small, &large]).await
     })
     .await;
