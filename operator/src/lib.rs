@@ -9,6 +9,7 @@ pub mod energy_model;
 pub mod metrics;
 pub mod pictures;
 pub mod plot;
+pub mod profile_run;
 pub mod progress;
 pub mod serve;
 pub mod workload;

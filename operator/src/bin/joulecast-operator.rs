@@ -7,6 +7,7 @@ use joulecast_operator::config::Config;
 use joulecast_operator::controller::{self, Context, caches, observe, orphans};
 use joulecast_operator::energy_model::keep;
 use joulecast_operator::metrics::Metrics;
+use joulecast_operator::profile_run::{self, ProfileContext};
 use joulecast_operator::progress::{ProgressKey, ProgressReader};
 use joulecast_operator::serve;
 use kube::Client;
@@ -101,6 +102,7 @@ async fn run(arguments: Arguments) -> Result<()> {
     let (deletions, lessons) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
     let (caches, controller) =
         caches::watch(&client, arguments.watch_namespace.as_deref(), deletions.clone(), lessons.clone());
+    let (profile_caches, profiles) = profile_run::caches::watch(&client, arguments.watch_namespace.as_deref());
     let reporter = Reporter { controller: "joulecast-operator".into(), instance: arguments.instance };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
@@ -121,6 +123,8 @@ async fn run(arguments: Arguments) -> Result<()> {
     let server = tokio::spawn(serve::serve(listener, context.clone(), until_stop()));
     let releaser = tokio::spawn(orphans::keep_releasing(context.clone(), deletions));
     let learner = tokio::spawn(keep::keep_learning(context.clone(), lessons));
+    let measuring = Arc::new(ProfileContext { shared: context.clone(), caches: profile_caches });
+    let campaigns = profile_run::run(profiles, measuring, until_stop()).for_each(|()| std::future::ready(()));
     let reconciles = controller::run(controller, context, until_stop()).for_each(|()| std::future::ready(()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %arguments.listen, "started");
     let signals = async {
@@ -130,7 +134,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         }
         let _ = stop.send(());
     };
-    tokio::join!(reconciles, signals);
+    tokio::join!(reconciles, campaigns, signals);
     releaser.abort();
     learner.abort();
     server.await.context("the server's task")?.context("the server")?;

@@ -144,7 +144,7 @@ fn child_job(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey
 
 /// A run that can never work fails at once; one that was asked to stop (suspended, evicted) or that its node took away is
 /// repeated without counting as a failure.
-fn pod_failure_policy() -> PodFailurePolicy {
+pub(crate) fn pod_failure_policy() -> PodFailurePolicy {
     let on_exit = |action: &str, codes: &[u8]| PodFailurePolicyRule {
         action: action.into(),
         on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
@@ -224,7 +224,7 @@ pub fn container_security() -> SecurityContext {
 }
 
 /// Nodes of the class; those without a label are of class `cpu`, so it excludes the others instead of asking for it.
-fn affinity(class: DeviceClass) -> Affinity {
+pub(crate) fn affinity(class: DeviceClass) -> Affinity {
     let requirement = if class == DeviceClass::Cpu {
         let others = DeviceClass::ALL.iter().filter(|other| **other != class).map(ToString::to_string).collect();
         NodeSelectorRequirement { key: LABEL_DEVICE_CLASS.into(), operator: "NotIn".into(), values: Some(others) }
@@ -294,7 +294,7 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
         batch: BATCH,
         threads: None,
         watts: config.watts,
-        forecast: launch.forecast.clone(),
+        forecast: launch.forecast.as_deref().cloned(),
         grace_seconds: GRACE_SECONDS,
     }
 }

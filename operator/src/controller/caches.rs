@@ -54,7 +54,7 @@ pub const KINDS: usize = 6;
 
 /// Counts the kinds that were listed once. The stores tell of it too, but of several who wait for a store only the
 /// latest is woken, and the controller is one of them.
-fn filled<K>(kinds: &Arc<watch::Sender<usize>>) -> impl FnMut(&watcher::Event<K>) + Send + use<K> {
+pub(crate) fn filled<K>(kinds: &Arc<watch::Sender<usize>>) -> impl FnMut(&watcher::Event<K>) + Send + use<K> {
     let (kinds, mut first) = (kinds.clone(), true);
     move |event| {
         if matches!(event, watcher::Event::InitDone) && std::mem::take(&mut first) {
@@ -179,19 +179,19 @@ fn device_class_of(node: &PartialObjectMeta<Node>) -> Option<u64> {
     Some(hasher.finish())
 }
 
-fn prune_meta(meta: &mut ObjectMeta) {
+pub(crate) fn prune_meta(meta: &mut ObjectMeta) {
     meta.managed_fields = None;
     meta.annotations = None;
 }
 
-fn prune_child(job: &mut Job) {
+pub(crate) fn prune_child(job: &mut Job) {
     prune_meta(&mut job.metadata);
     if let Some(spec) = &job.spec {
         job.spec = Some(JobSpec { suspend: spec.suspend, backoff_limit: spec.backoff_limit, ..JobSpec::default() });
     }
 }
 
-fn prune_pod(pod: &mut Pod) {
+pub(crate) fn prune_pod(pod: &mut Pod) {
     prune_meta(&mut pod.metadata);
     pod.metadata.owner_references = None;
     if let Some(spec) = pod.spec.take() {

@@ -97,7 +97,7 @@ pub struct Launch {
     /// When the kubelet pulls it.
     pub pull_policy: PullPolicy,
     /// The energy model that it was placed by, as it is now.
-    pub forecast: Option<Forecast>,
+    pub forecast: Option<Box<Forecast>>,
 }
 
 /// Decides.
@@ -147,7 +147,8 @@ fn plan(snapshot: &Snapshot, job: &ValidJob, config: &Config) -> Planning {
     {
         return Planning::Found(plan.clone());
     }
-    let (runnable, rejected) = candidates(job, &config.runtimes, &snapshot.classes);
+    let all = candidates(job, &config.runtimes, &snapshot.classes);
+    let (runnable, rejected) = basis::admit(all, job, &snapshot.energy_models, config);
     let mut planning = choose(&runnable, rejected);
     if let Planning::Found(plan) | Planning::NoCandidate { plan, .. } = &mut planning {
         basis::tell(plan, &runnable, job, &snapshot.energy_models, config);
@@ -306,7 +307,7 @@ fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, config: &Config) -> 
         artifact: artifact.claim.clone(),
         image: runtime.image.clone(),
         pull_policy: runtime.pull_policy,
-        forecast: basis::forecast(chosen, job, &snapshot.energy_models, config),
+        forecast: basis::forecast(chosen, job, &snapshot.energy_models, config).map(Box::new),
     })
 }
 

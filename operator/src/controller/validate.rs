@@ -4,7 +4,7 @@
 //! schema, and for rules that a schema cannot state.
 
 use joulecast_crds::inference_job::{
-    ConfigMapKey, Constraints as ApiConstraints, InferenceJobSpec, Input, Objective, Output, PodOverrides,
+    ColdStart, ConfigMapKey, Constraints as ApiConstraints, InferenceJobSpec, Input, Objective, Output, PodOverrides,
 };
 use joulecast_crds::inference_model::{Accuracy, Artifact as ApiArtifact, ClaimPath, InferenceModelSpec};
 use joulecast_crds::{ArtifactFormat, DeviceClass, EngineName, InferenceJob, InferenceModel, Provider, names};
@@ -39,6 +39,8 @@ pub struct ValidJob {
     pub device_classes: Vec<DeviceClass>,
     /// Least accuracy of a model.
     pub min_accuracy: Option<Fraction>,
+    /// What may be done with a configuration that nobody has measured yet.
+    pub cold_start: ColdStart,
     /// Largest fraction of failed lines of a Complete job.
     pub max_failed_fraction: Fraction,
     /// Repeated attempts.
@@ -185,6 +187,7 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
         output: Output { persistent_volume_claim: output },
         objective: Objective { zeta },
         constraints: ApiConstraints { engines, providers, device_classes, min_accuracy },
+        cold_start,
         max_failed_fraction,
         backoff_limit,
         suspend,
@@ -233,6 +236,7 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
             .as_deref()
             .map(|text| Fraction::parse("spec.constraints.minAccuracy", text))
             .transpose()?,
+        cold_start: *cold_start,
         max_failed_fraction: Fraction::parse("spec.maxFailedFraction", max_failed_fraction)?,
         backoff_limit: (*backoff_limit).max(0),
         suspend: *suspend,
