@@ -69,5 +69,11 @@ networkPolicy:
         {{- include "joulecast.selectorLabels" . | nindent 8 }}
   extraFrom: {{ toJson .Values.networkPolicy.extraFrom }}
 {{- end }}
+energyModels:
+  learnFrom: {{ toJson .Values.energyModels.learnFrom }}
+{{- with .Values.devices }}
+devices:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 progressSeconds: {{ .Values.progressSeconds }}
 {{- end -}}
