@@ -48,7 +48,7 @@ fi
 render >"$work/default.yaml"
 crds=$(grep -c '^kind: CustomResourceDefinition$' "$work/default.yaml")
 kept=$(grep -c 'helm.sh/resource-policy: keep' "$work/default.yaml")
-if [ "$crds" -lt 2 ] || [ "$crds" != "$kept" ]; then
+if [ "$crds" -lt 4 ] || [ "$crds" != "$kept" ]; then
 	fail "$crds CRDs, $kept of them kept on uninstall"
 fi
 grep -q '^kind: Secret$' "$work/default.yaml" || fail "no progress key by default"
@@ -61,8 +61,11 @@ render --set userRoles.install=false >"$work/no-roles.yaml"
 render --set networkPolicy.enabled=false >"$work/open.yaml"
 ! grep -qi 'networkpolic' "$work/open.yaml" || fail "networkPolicy.enabled=false leaves a policy or the right to make one"
 render --set 'extraRuntimes[0].image=r:1,extraRuntimes[0].engines={llamacpp},extraRuntimes[0].providers={cpu}' \
-	--set watts.busyMilliwattsPerCpu=7000,watts.idleMilliwattsPerCpu=1500 >"$work/more.yaml"
-for text in 'image: "r:1"' 'engines: \["llamacpp"\]' 'busyMilliwattsPerCpu: 7000'; do
+	--set watts.busyMilliwattsPerCpu=7000,watts.idleMilliwattsPerCpu=1500 \
+	--set 'energyModels.learnFrom={Measured,Modelled}' \
+	--set devices.cpu.memoryGigabytesPerSecond=80,devices.cpu.gigaflops=1500,devices.cpu.idleWatts=20,devices.cpu.maxWatts=120 \
+	>"$work/more.yaml"
+for text in 'image: "r:1"' 'engines: \["llamacpp"\]' 'busyMilliwattsPerCpu: 7000' 'learnFrom: \["Measured","Modelled"\]' 'gigaflops: 1500'; do
 	grep -q "$text" "$work/more.yaml" || fail "the operator's configuration lacks $text"
 done
 helm template other "$chart" --namespace elsewhere >"$work/other.yaml"
@@ -85,6 +88,8 @@ refused progressSeconds --set progressSeconds=0
 refused idleMilliwattsPerCpu --set watts.busyMilliwattsPerCpu=7000
 refused image --set operator.image=no-tag
 refused providers --set 'extraRuntimes[0].image=r:1,extraRuntimes[0].engines={candle}'
+refused learnFrom --set 'energyModels.learnFrom={Guessed}'
+refused maxWatts --set devices.cpu.idleWatts=5
 refused logFormat --set operator.logFormat=xml
 refused imagePullPolicy --set operator.imagePullPolicy=Sometimes
 refused install --set-string crds.install=yes

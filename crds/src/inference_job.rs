@@ -56,6 +56,9 @@ pub struct InferenceJobSpec {
     /// Limits on where the job may run; read until the job has been started.
     #[serde(default)]
     pub constraints: Constraints,
+    /// What may be done with a configuration that nobody has measured yet: Try (it may run unpredicted), UsePrior (it may run if data-sheet figures predict it) or ProfileFirst (it waits until a ProfileRun has made an EnergyModel of it).
+    #[serde(default)]
+    pub cold_start: ColdStart,
     /// Largest fraction of lines that may end as error results, as a decimal string; above it the job is Failed, below it Complete with the failed lines counted.
     #[serde(default = "default_max_failed_fraction")]
     #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
@@ -82,6 +85,18 @@ fn default_max_failed_fraction() -> String {
 
 fn default_backoff_limit() -> i32 {
     3
+}
+
+/// What may be done with a configuration that nobody has measured yet.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ColdStart {
+    /// It may run unpredicted.
+    #[default]
+    Try,
+    /// It may run if data-sheet figures predict it.
+    UsePrior,
+    /// It waits until a ProfileRun has made an EnergyModel of it.
+    ProfileFirst,
 }
 
 /// A reference to an InferenceModel of the same namespace.

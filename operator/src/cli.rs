@@ -10,7 +10,9 @@ pub mod explain;
 pub mod fit;
 pub mod plan;
 pub mod predict;
+pub mod reading_pod;
 pub mod results;
+pub mod samples;
 pub mod sweep;
 
 /// Energy-optimal LLM batch inference: fit models, predict, plan, and inspect jobs.
@@ -29,6 +31,7 @@ enum Command {
     Plan(plan::PlanCommand),
     Predict(predict::Predict),
     Results(results::Results),
+    Samples(samples::SamplesCommand),
     Sweep(sweep::Sweep),
 }
 
@@ -43,6 +46,7 @@ pub fn run(cli: Cli) -> u8 {
         Command::Plan(command) => command.run(&mut out),
         Command::Predict(command) => command.run(&mut out),
         Command::Results(command) => command.run(&mut out).map(|()| 0),
+        Command::Samples(command) => command.run(&mut out).map(|()| 0),
         Command::Sweep(command) => command.run(&mut out),
     };
     let outcome = outcome.and_then(|code| out.flush().map(|()| code).map_err(Into::into));

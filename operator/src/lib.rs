@@ -10,6 +10,7 @@ pub mod leader;
 pub mod metrics;
 pub mod pictures;
 pub mod plot;
+pub mod profile_run;
 pub mod progress;
 pub mod serve;
 pub mod workload;

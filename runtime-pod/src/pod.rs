@@ -6,6 +6,7 @@
 
 use crate::engine::{EngineName, LoadOptions, Provider};
 use crate::report;
+use crate::request_sums::{BadForecast, RequestTally};
 use crate::run::{Outcome, Run, Surroundings, run};
 use joulecast_crds::names::{ENV_RUN_SPEC, exit};
 use joulecast_crds::report::Failure;
@@ -36,6 +37,9 @@ pub enum SpecError {
         "{ENV_RUN_SPEC}: this runtime runs all lines in one pod: no merge, shards or assignment; use a newer image"
     )]
     NotInBuild,
+    /// What it was predicted by.
+    #[error("{ENV_RUN_SPEC}: {0}; operator and runtime image may be of different releases")]
+    Forecast(#[from] BadForecast),
     /// A number is out of range.
     #[error("{ENV_RUN_SPEC}: {field}: {value} is out of range; it must be {want}")]
     OutOfRange {
@@ -78,6 +82,7 @@ pub fn read_spec(json: Option<&str>, host: &str, mut metering: choice::Settings)
         batch,
         threads,
         watts,
+        forecast,
         grace_seconds: _,
     } = serde_json::from_str(json)?;
     if batch == 0 {
@@ -86,6 +91,7 @@ pub fn read_spec(json: Option<&str>, host: &str, mut metering: choice::Settings)
     if task != Task::Run || shards != 1 || assignment_path.is_some() {
         return Err(SpecError::NotInBuild);
     }
+    RequestTally::new(batch as usize, forecast.as_ref())?;
     if let Some(watts) = watts {
         metering.watts =
             Some(Watts::set(Milliwatts(watts.busy_milliwatts_per_cpu), Milliwatts(watts.idle_milliwatts_per_cpu)));
@@ -105,6 +111,7 @@ pub fn read_spec(json: Option<&str>, host: &str, mut metering: choice::Settings)
         attempt: format!("e{}-c{}-{host}", run.epoch, run.configuration),
         identity: Some(run),
         metering,
+        forecast,
     })
 }
 

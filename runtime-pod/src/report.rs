@@ -48,6 +48,8 @@ pub fn build(run: &Run, book: &Book, failure: Option<&RunFailure>) -> Report {
             gpu_mean_millis: None,
             gpu_memory_peak_bytes: None,
         }),
+        artifact_digest: book.artifact_digest.clone(),
+        request_sums: book.request_sums.clone(),
         output_sha256: book.output_sha256.clone(),
         merge_pending: false,
         repeated_lines: 0,
@@ -98,11 +100,11 @@ fn energy(recording: Option<&Recording>) -> EnergyReport {
 }
 
 /// The report as JSON of at most [`TERMINATION_MESSAGE_BYTES`] bytes. What does not fit is cut in this order: long notes,
-/// notes, the failure's message, domains, names; a cut text ends in `...`.
+/// notes, the failure's message, the sums of requests, domains, names; a cut text ends in `...`.
 #[must_use]
 pub fn message(report: &Report) -> String {
     let mut report = report.clone();
-    let cuts: [&dyn Fn(&mut Report); 6] = [
+    let cuts: [&dyn Fn(&mut Report); 7] = [
         &|_| {},
         &|report| {
             report.energy.notes.truncate(8);
@@ -118,6 +120,7 @@ pub fn message(report: &Report) -> String {
                 cut(&mut failure.message, 700);
             }
         },
+        &|report| report.request_sums = None,
         &|report| report.energy.domain_millijoules.clear(),
         &|report| {
             cut(&mut report.engine_version, 40);

@@ -71,5 +71,11 @@ networkPolicy:
 {{- end }}
 retries:
   {{- toYaml .Values.retries | nindent 2 }}
+energyModels:
+  learnFrom: {{ toJson .Values.energyModels.learnFrom }}
+{{- with .Values.devices }}
+devices:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 progressSeconds: {{ .Values.progressSeconds }}
 {{- end -}}

@@ -115,7 +115,11 @@ pub async fn release(
     Ok(())
 }
 
-async fn server_side<K>(
+/// Applies one object; whether it went through.
+///
+/// # Errors
+/// As [`apply`].
+pub(crate) async fn server_side<K>(
     api: &Api<K>,
     kind: &str,
     name: Option<&str>,
@@ -139,7 +143,7 @@ where
 }
 
 /// Whether it went through; a refusal is noted, anything else is an error.
-fn settle<T>(what: &str, result: Result<T, kube::Error>, applied: &mut Applied) -> Result<bool, ApplyError> {
+pub(crate) fn settle<T>(what: &str, result: Result<T, kube::Error>, applied: &mut Applied) -> Result<bool, ApplyError> {
     match result {
         Ok(_) => Ok(true),
         Err(error) => match class(&error) {

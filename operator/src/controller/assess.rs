@@ -2,6 +2,7 @@
 
 use crate::controller::account::three_digits;
 use crate::controller::status::Conditions;
+use crate::energy_model::prior;
 use crate::energy_model::select::is_drifted;
 use joulecast_crds::Decimal;
 use joulecast_crds::inference_job::{InferenceJobStatus, conditions};
@@ -80,6 +81,11 @@ impl Conditions<'_> {
         let Some(Assessment { energy_model, requests, extrapolated, .. }) = self.status.assessment.clone() else {
             return;
         };
+        self.summary();
+        if energy_model == prior::NAME {
+            // Data-sheet figures have seen nothing that one could go beyond, and learn nothing.
+            return;
+        }
         if extrapolated > 0 {
             let message = format!(
                 "{extrapolated} of {requests} requests lie outside of the token counts that EnergyModel {energy_model} was fitted to: their predictions are extrapolations"
@@ -101,7 +107,6 @@ impl Conditions<'_> {
             }
             None => {}
         }
-        self.summary();
     }
 
     /// Prediction beside measurement for people, where no plan predicted the job as a whole.

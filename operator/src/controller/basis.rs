@@ -1,12 +1,12 @@
 //! What the predictions for candidates stand on: an EnergyModel, data-sheet figures, or nothing. Pure.
 
 use crate::config::Config;
-use crate::controller::candidates::Runnable;
+use crate::controller::candidates::{Hurdle, Rejected, Runnable};
 use crate::controller::validate::{Artifact, ModelOption, ValidJob};
 use crate::energy_model::select::{Candidate, Fitting, fitting};
 use crate::energy_model::{convert, prior};
 use joulecast_crds::EnergyModel;
-use joulecast_crds::inference_job::{ChosenConfiguration, Plan, PredictionBasis};
+use joulecast_crds::inference_job::{ChosenConfiguration, ColdStart, Plan, PredictionBasis};
 use joulecast_crds::learning::Forecast;
 use std::sync::Arc;
 
@@ -53,6 +53,42 @@ pub fn predictions(
     })
 }
 
+/// Of the candidates that can run, keeps those that the job's `coldStart` allows to run; the others are rejected with what
+/// they lack.
+#[must_use]
+pub fn admit(
+    (runnable, mut rejected): (Vec<Runnable>, Vec<Rejected>),
+    job: &ValidJob,
+    models: &[Arc<EnergyModel>],
+    config: &Config,
+) -> (Vec<Runnable>, Vec<Rejected>) {
+    let mut admitted = Vec::with_capacity(runnable.len());
+    for candidate in runnable {
+        let found = predictions(&candidate, job, models, config);
+        let why = match (job.cold_start, found.as_deref()) {
+            (ColdStart::Try, _) | (ColdStart::UsePrior, Ok(_)) => None,
+            (ColdStart::UsePrior, Err(why)) => Some(format!("coldStart is UsePrior: {why}")),
+            (ColdStart::ProfileFirst, Ok([first, ..])) if first.basis == PredictionBasis::Fitted => None,
+            (ColdStart::ProfileFirst, Ok(_)) => Some(format!(
+                "coldStart is ProfileFirst: only data-sheet figures predict {} on {} ({}): make a ProfileRun",
+                candidate.model, candidate.engine, candidate.provider
+            )),
+            (ColdStart::ProfileFirst, Err(why)) => Some(format!("coldStart is ProfileFirst: {why}")),
+        };
+        match why {
+            None => admitted.push(candidate),
+            Some(reason) => rejected.push(Rejected {
+                model: candidate.model,
+                engine: Some(candidate.engine),
+                provider: Some(candidate.provider),
+                hurdle: Hurdle::Prediction,
+                reason,
+            }),
+        }
+    }
+    (admitted, rejected)
+}
+
 /// Writes into a plan, for each candidate that can run, what its predictions stand on.
 pub fn tell(plan: &mut Plan, runnable: &[Runnable], job: &ValidJob, models: &[Arc<EnergyModel>], config: &Config) {
     for candidate in runnable {
@@ -96,7 +132,8 @@ pub fn forecast(
         (PredictionBasis::Prior, _) => {
             let (parameters, artifact) = artifact(job, &chosen.model, usize::try_from(chosen.artifact_index).ok()?)?;
             let figures = config.devices.get(&chosen.device_class);
-            let prior = prior::fitting(&chosen.model, parameters, artifact.dtype.as_deref(), figures, BATCH);
+            let batch = chosen.batch.and_then(|batch| u32::try_from(batch).ok()).unwrap_or(BATCH);
+            let prior = prior::fitting(&chosen.model, parameters, artifact.dtype.as_deref(), figures, batch);
             prior.ok().map(|prior| prior.forecast)
         }
         _ => None,
@@ -151,5 +188,40 @@ mod tests {
         );
         let why = predictions(&runnable.0[0], &job, &[], &config).unwrap_err();
         assert!(why.contains("ProfileRun") && why.contains("spec.parameterCount"), "{why}");
+    }
+
+    #[test]
+    fn a_job_may_ask_for_a_prediction_first() {
+        let mut config = samples::config();
+        let figures = crate::config::DeviceFigures {
+            memory_gigabytes_per_second: 80,
+            gigaflops: 1500,
+            idle_watts: 20,
+            max_watts: 120,
+        };
+        let reason = |cold_start, models: Vec<Arc<EnergyModel>>, sized: bool, config: &Config| {
+            let mut snapshot = SnapshotBuilder::new().spec(|spec| spec.cold_start = cold_start).build();
+            snapshot.energy_models = models;
+            if sized {
+                let model = Arc::make_mut(snapshot.models.get_mut("demo").unwrap());
+                model.spec.parameter_count = Some(1_000_000);
+                model.spec.artifacts[0].dtype = Some("bf16".into());
+            }
+            let job = validate(&snapshot.job, &snapshot.models).unwrap();
+            match decide(&snapshot, Ok(&job), config).planning {
+                Planning::Found(_) => None,
+                Planning::NoCandidate { reason, .. } => Some(reason),
+                other => panic!("{other:?}"),
+            }
+        };
+        let fitted = || vec![Arc::new(energy_model())];
+        assert_eq!(reason(ColdStart::Try, vec![], false, &config), None);
+        assert_eq!(reason(ColdStart::ProfileFirst, fitted(), true, &config), None);
+        let why = reason(ColdStart::UsePrior, vec![], true, &config).unwrap();
+        assert!(why.contains("UsePrior") && why.contains("devices"), "{why}");
+        config.devices.insert(joulecast_crds::DeviceClass::Cpu, figures);
+        assert_eq!(reason(ColdStart::UsePrior, vec![], true, &config), None);
+        let why = reason(ColdStart::ProfileFirst, vec![], true, &config).unwrap();
+        assert!(why.contains("ProfileFirst") && why.contains("ProfileRun"), "{why}");
     }
 }

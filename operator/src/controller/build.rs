@@ -34,7 +34,7 @@ use std::collections::BTreeMap;
 pub const RUN_AS: i64 = 65_532;
 /// Seconds that a run has to stop and report after it was asked to.
 const GRACE_SECONDS: u32 = 30;
-/// Sequences that are decoded together.
+/// Sequences that are decoded together where no prediction says what is best.
 const BATCH: u32 = 1;
 /// Where the volumes stand in the pod.
 const MODEL_DIR: &str = "/model";
@@ -224,7 +224,7 @@ pub fn container_security() -> SecurityContext {
 }
 
 /// Nodes of the class; those without a label are of class `cpu`, so it excludes the others instead of asking for it.
-fn affinity(class: DeviceClass) -> Affinity {
+pub(crate) fn affinity(class: DeviceClass) -> Affinity {
     let requirement = if class == DeviceClass::Cpu {
         let others = DeviceClass::ALL.iter().filter(|other| **other != class).map(ToString::to_string).collect();
         NodeSelectorRequirement { key: LABEL_DEVICE_CLASS.into(), operator: "NotIn".into(), values: Some(others) }
@@ -288,10 +288,10 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
         task: Task::Run,
         shards: 1,
         assignment_path: None,
-        batch: BATCH,
+        batch: launch.chosen.batch.and_then(|batch| u32::try_from(batch).ok()).unwrap_or(BATCH),
         threads: None,
         watts: config.watts,
-        forecast: launch.forecast.clone(),
+        forecast: launch.forecast.as_deref().cloned(),
         grace_seconds: GRACE_SECONDS,
     }
 }

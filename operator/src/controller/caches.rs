@@ -55,7 +55,7 @@ pub const KINDS: usize = 6;
 
 /// Counts the kinds that were listed once. The stores tell of it too, but of several who wait for a store only the
 /// latest is woken, and the controller is one of them.
-fn filled<K>(kinds: &Arc<watch::Sender<usize>>) -> impl FnMut(&watcher::Event<K>) + Send + use<K> {
+pub(crate) fn filled<K>(kinds: &Arc<watch::Sender<usize>>) -> impl FnMut(&watcher::Event<K>) + Send + use<K> {
     let (kinds, mut first) = (kinds.clone(), true);
     move |event| {
         if matches!(event, watcher::Event::InitDone) && std::mem::take(&mut first) {
@@ -190,12 +190,12 @@ fn of_interest(node: &Node) -> Option<u64> {
     Some(hasher.finish())
 }
 
-fn prune_meta(meta: &mut ObjectMeta) {
+pub(crate) fn prune_meta(meta: &mut ObjectMeta) {
     meta.managed_fields = None;
     meta.annotations = None;
 }
 
-fn prune_child(job: &mut Job) {
+pub(crate) fn prune_child(job: &mut Job) {
     let question = job.metadata.annotations.take().and_then(|mut all| all.remove_entry(ANNOTATION_QUESTION));
     prune_meta(&mut job.metadata);
     job.metadata.annotations = question.map(|question| [question].into());
@@ -204,7 +204,7 @@ fn prune_child(job: &mut Job) {
     }
 }
 
-fn prune_pod(pod: &mut Pod) {
+pub(crate) fn prune_pod(pod: &mut Pod) {
     prune_meta(&mut pod.metadata);
     pod.metadata.owner_references = None;
     if let Some(spec) = pod.spec.take() {

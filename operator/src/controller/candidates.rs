@@ -49,6 +49,8 @@ pub enum Hurdle {
     Image,
     /// No node is of its class.
     Node,
+    /// Nothing predicts it, and the job's coldStart asks for a prediction.
+    Prediction,
     /// The model is not there (nothing can be said of its engines).
     Model,
 }

@@ -116,7 +116,7 @@ pub struct Launch {
     /// When the kubelet pulls it.
     pub pull_policy: PullPolicy,
     /// The energy model that it was placed by, as it is now.
-    pub forecast: Option<Forecast>,
+    pub forecast: Option<Box<Forecast>>,
 }
 
 /// Decides.
@@ -173,7 +173,8 @@ fn plan(snapshot: &Snapshot, job: &ValidJob, config: &Config) -> (Planning, Opti
     {
         return (Planning::Found(plan.clone()), None);
     }
-    let (runnable, rejected) = candidates(job, &config.runtimes, &snapshot.classes);
+    let all = candidates(job, &config.runtimes, &snapshot.classes);
+    let (runnable, rejected) = basis::admit(all, job, &snapshot.energy_models, config);
     let (modelled, unmodelled) = plan_step::modelled(&runnable, job, snapshot, config);
     if modelled.is_empty() {
         if let Some(limit) = job.needs_predictions().filter(|_| !runnable.is_empty()) {
@@ -374,7 +375,7 @@ fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, place: Place, config
         artifact: artifact.claim.clone(),
         image: runtime.image.clone(),
         pull_policy: runtime.pull_policy,
-        forecast: basis::forecast(chosen, job, &snapshot.energy_models, config),
+        forecast: basis::forecast(chosen, job, &snapshot.energy_models, config).map(Box::new),
     })
 }
 

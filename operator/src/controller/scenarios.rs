@@ -30,6 +30,7 @@ use std::time::Duration;
 
 mod attempts;
 mod life;
+mod predictions;
 mod refusals;
 mod reports;
 
@@ -99,6 +100,8 @@ fn answer_to(what: &str, body: Value) -> Value {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}})
     } else if what.starts_with("PATCH") && what.contains("/inferencejobs/") {
         serde_json::to_value(samples::job()).unwrap()
+    } else if what.contains("/energymodels/") {
+        serde_json::to_value(crate::energy_model::samples::energy_model()).unwrap()
     } else if what.starts_with("DELETE") {
         json!({"kind": "Status", "apiVersion": "v1", "status": "Success", "metadata": {}})
     } else if body.get("spec").is_some() && body.get("kind").is_none() {

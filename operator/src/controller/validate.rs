@@ -4,7 +4,8 @@
 //! schema, and for rules that a schema cannot state.
 
 use joulecast_crds::inference_job::{
-    ConfigMapKey, Constraints as ApiConstraints, InferenceJobSpec, Input, Objective, Output, PodOverrides, ShareBound,
+    ColdStart, ConfigMapKey, Constraints as ApiConstraints, InferenceJobSpec, Input, Objective, Output, PodOverrides,
+    ShareBound,
 };
 use joulecast_crds::inference_model::{Accuracy, Artifact as ApiArtifact, ClaimPath, InferenceModelSpec};
 use joulecast_crds::{ArtifactFormat, DeviceClass, EngineName, InferenceJob, InferenceModel, Provider, names};
@@ -45,6 +46,8 @@ pub struct ValidJob {
     pub deadline: Option<Timestamp>,
     /// Bounds on shares of the requests.
     pub shares: Vec<Share>,
+    /// What may be done with a configuration that nobody has measured yet.
+    pub cold_start: ColdStart,
     /// Largest fraction of failed lines of a Complete job.
     pub max_failed_fraction: Fraction,
     /// Repeated attempts.
@@ -240,6 +243,7 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
                 complete_by,
                 shares,
             },
+        cold_start,
         max_failed_fraction,
         backoff_limit,
         suspend,
@@ -296,6 +300,7 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
             .enumerate()
             .map(|(index, bound)| share(&format!("spec.constraints.shares[{index}]"), bound))
             .collect::<Result<_, _>>()?,
+        cold_start: *cold_start,
         max_failed_fraction: Fraction::parse("spec.maxFailedFraction", max_failed_fraction)?,
         backoff_limit: (*backoff_limit).max(0),
         suspend: *suspend || plan_only,

@@ -139,7 +139,7 @@ fn matches(candidate: &Candidate<'_>, model: &EnergyModel) -> Result<bool, (u8, 
         return differs(4, "device class", &candidate.device_class, &key.device_class);
     }
     if let (Some(own), Some(measured)) = (candidate.dtype, key.dtype.as_deref())
-        && own != measured
+        && !own.eq_ignore_ascii_case(measured)
     {
         return differs(5, "dtype", &own, &measured);
     }

@@ -148,6 +148,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
         attempt: format!("{:x}-{:x}", shell::unix_seconds(), std::process::id()),
         identity: None,
         metering,
+        forecast: None,
     };
     let Outcome { report, failure, book } = run_engine(&run, &around);
     let totals = report::totals(&report, &book);
