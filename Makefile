@@ -33,8 +33,15 @@ check: ## format, clippy with warnings denied, unit tests, generated files, char
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo test --release
+	$(MAKE) kills
 	tests/chart.sh
 	tests/readme.sh --static
+
+.PHONY: kills
+kills: ## kill the runtime wherever it writes, renames or reports, and start it anew (a build with fail points)
+	$(call stage,kills joulecast-runtime at every fail point and resumes)
+	# target/release/joulecast-runtime has the points in it afterwards; each build without them puts the other one back.
+	cargo test --release -p joulecast-runtime --features fail-points --test kills
 
 .PHONY: test
 test: export KUBECONFIG := $(cluster_kubeconfig)

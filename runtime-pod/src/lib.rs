@@ -7,6 +7,7 @@ pub mod batch_file;
 pub mod bench;
 pub mod cpu;
 pub mod engine;
+pub mod fail_point;
 pub mod generate;
 pub mod install;
 pub mod limits;

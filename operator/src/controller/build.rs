@@ -6,7 +6,7 @@
 use crate::config::Config;
 use crate::controller::decide::{ChildAction, Decision, Launch, fitted};
 use crate::controller::facts::Place;
-use crate::controller::plan_step::job::{input_path, inside, plan_job};
+use crate::controller::plan_step::job::{assignment_path, input_path, inside, plan_job};
 use crate::controller::validate::{InputFile, ValidJob};
 use crate::progress::ProgressKey;
 use joulecast_crds::inference_model::ClaimPath;
@@ -14,7 +14,7 @@ use joulecast_crds::names::{
     CONTAINER, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_ATTEMPT, LABEL_CONFIGURATION,
     LABEL_DEVICE_CLASS, LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, LABEL_TASK, PROGRESS_PORT, RESOURCE_CUDA,
 };
-use joulecast_crds::run_spec::{RunIdentity, RunSpec, Task, VERSION};
+use joulecast_crds::run_spec::{Assignment, RunIdentity, RunSpec, Task, VERSION};
 use joulecast_crds::{DeviceClass, InferenceJob};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
@@ -287,7 +287,11 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
         output_path: inside(OUTPUT_DIR, &job.output.path),
         task: Task::Run,
         shards: 1,
-        assignment_path: None,
+        assignment: launch.assignment.clone().map(|(sha256, requests)| Assignment {
+            path: assignment_path(job, launch.place.epoch),
+            sha256,
+            requests,
+        }),
         batch: launch.chosen.batch.and_then(|batch| u32::try_from(batch).ok()).unwrap_or(BATCH),
         threads: None,
         watts: config.watts,

@@ -20,6 +20,7 @@ use joulecast_crds::inference_job::{
 };
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::learning::Forecast;
+use joulecast_crds::planned::SolvedPlan;
 use k8s_openapi::jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
@@ -115,6 +116,8 @@ pub struct Launch {
     pub image: String,
     /// When the kubelet pulls it.
     pub pull_policy: PullPolicy,
+    /// SHA-256 and length of the assignment of lines to configurations, where there are several.
+    pub assignment: Option<(String, u64)>,
     /// The energy model that it was placed by, as it is now.
     pub forecast: Option<Box<Forecast>>,
 }
@@ -375,8 +378,15 @@ fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, place: Place, config
         artifact: artifact.claim.clone(),
         image: runtime.image.clone(),
         pull_policy: runtime.pull_policy,
+        assignment: plan.solved.as_ref().and_then(assignment),
         forecast: basis::forecast(chosen, job, &snapshot.energy_models, config).map(Box::new),
     })
+}
+
+/// Checksum and length of a plan's assignment: a byte for every line that is not blank.
+fn assignment(solved: &SolvedPlan) -> Option<(String, u64)> {
+    let lines = u64::try_from(solved.requests.saturating_add(solved.malformed)).ok()?;
+    Some((solved.assignment_sha256.clone()?, lines))
 }
 
 /// `JOB-EPOCH-CONFIGURATION-ATTEMPT`, fitted as [`fitted`] does.

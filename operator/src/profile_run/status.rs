@@ -109,7 +109,9 @@ fn suspended(status: &mut ProfileRunStatus, snapshot: &Snapshot, finished: bool)
 
 fn running(status: &mut ProfileRunStatus, snapshot: &Snapshot, step: &Step, applied: &Applied, finished: bool) {
     let waiting = snapshot.pods.iter().rev().find_map(|pod| match &pod.facts.stage {
-        PodStage::Pending { waiting, .. } => Some((&pod.facts.name, waiting.as_deref().unwrap_or("waiting for a node"))),
+        PodStage::Pending { waiting, .. } => {
+            Some((&pod.facts.name, waiting.as_deref().unwrap_or("waiting for a node")))
+        }
         _ => None,
     });
     let (value, reason, message) = if finished {

@@ -38,10 +38,10 @@ pub fn input_path(job: &ValidJob) -> String {
     }
 }
 
-/// Where the assignment stands in every pod of the job: beside the results, named by job and epoch.
+/// Where the assignment stands in every pod of the job: among the parts of its results (docs/results.md).
 #[must_use]
 pub fn assignment_path(job: &ValidJob, epoch: u32) -> String {
-    format!("{}.parts/{}-{epoch}.assignment", inside(OUTPUT_DIR, &job.output.path), job.uid)
+    format!("{}.parts/{}/plan-{epoch}.assignment", inside(OUTPUT_DIR, &job.output.path), job.uid)
 }
 
 /// The Job that answers a question.

@@ -116,7 +116,7 @@ fn a_predicted_job_is_planned_by_a_pod_that_may_do_nothing_else() {
     assert_eq!((spec.models.len(), spec.candidates.len(), spec.models[0].path.as_str()), (1, 2, "/models/0/tiny"));
     assert_eq!(
         spec.assignment_path.as_deref(),
-        Some(&*format!("/output/out/results.jsonl.parts/{}-1.assignment", samples::UID))
+        Some(&*format!("/output/out/results.jsonl.parts/{}/plan-1.assignment", samples::UID))
     );
     assert!(spec.candidates[0].energy_uncertainty > 0.0);
     // The costs that are planned with are those of the EnergyModel.
