@@ -11,4 +11,5 @@ pub mod pictures;
 pub mod plot;
 pub mod progress;
 pub mod serve;
+pub mod uninstall;
 pub mod workload;

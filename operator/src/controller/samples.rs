@@ -173,7 +173,7 @@ impl SnapshotBuilder {
                 unreachable: BTreeMap::new(),
                 children: Vec::new(),
                 pods: Vec::new(),
-                progress: None,
+                progress: BTreeMap::new(),
             },
         }
     }

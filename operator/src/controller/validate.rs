@@ -43,6 +43,8 @@ pub struct ValidJob {
     pub max_failed_fraction: Fraction,
     /// Repeated attempts.
     pub backoff_limit: i32,
+    /// Pods of each configuration, each with a block of lines of its own.
+    pub parallelism: u32,
     /// Whether the job is to stand still.
     pub suspend: bool,
     /// How long a finished job is kept; for ever if absent.
@@ -181,6 +183,7 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
         constraints: ApiConstraints { engines, providers, device_classes, min_accuracy },
         max_failed_fraction,
         backoff_limit,
+        parallelism,
         suspend,
         ttl_seconds_after_finished,
         pod_template,
@@ -229,6 +232,7 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
             .transpose()?,
         max_failed_fraction: Fraction::parse("spec.maxFailedFraction", max_failed_fraction)?,
         backoff_limit: (*backoff_limit).max(0),
+        parallelism: u32::try_from(*parallelism).unwrap_or(1).max(1),
         suspend: *suspend,
         ttl: ttl_seconds_after_finished.map(|seconds| SignedDuration::from_secs(i64::from(seconds.max(0)))),
         pod: pod_template.clone(),
