@@ -39,7 +39,7 @@ use std::collections::BTreeMap;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.models == oldSelf.models && self.input == oldSelf.input && self.output == oldSelf.output").message("models, input and output cannot be changed after creation: delete the job and create a new one")
+    validation = Rule::new("self.models == oldSelf.models && self.input == oldSelf.input && self.output == oldSelf.output && self.parallelism == oldSelf.parallelism").message("models, input, output and parallelism cannot be changed after creation: delete the job and create a new one")
 )]
 pub struct InferenceJobSpec {
     /// The InferenceModels of this namespace that would do, at least one; the placement picks among them.
@@ -67,6 +67,10 @@ pub struct InferenceJobSpec {
     #[serde(default = "default_backoff_limit")]
     #[schemars(range(min = 0, max = 100))]
     pub backoff_limit: i32,
+    /// Pods of each chosen configuration that work at the same time, each on a contiguous block of lines.
+    #[serde(default = "default_parallelism")]
+    #[schemars(range(min = 1, max = 64))]
+    pub parallelism: i32,
     /// Stops the running pods and starts none while true; set to false to go on.
     #[serde(default)]
     pub suspend: bool,
@@ -97,6 +101,10 @@ pub enum ColdStart {
     UsePrior,
     /// It waits until a ProfileRun has made an EnergyModel of it.
     ProfileFirst,
+}
+
+fn default_parallelism() -> i32 {
+    1
 }
 
 /// A reference to an InferenceModel of the same namespace.
@@ -293,6 +301,10 @@ pub struct InferenceJobStatus {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub attempts: Vec<Attempt>,
+    /// Pods whose energy is in `measured`, the latest last; older ones that have reported are left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub counted_pods: Vec<CountedPod>,
     /// UIDs of ended pods whose reports are in `measured` and whose report finalizer is about to be removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 64)))]
@@ -469,7 +481,7 @@ impl Failures {
 pub struct Attempt {
     /// Epoch of the plan.
     pub epoch: i32,
-    /// Index of the configuration in the plan.
+    /// Index of the configuration in the plan; the merge of several parts is one past the last.
     pub configuration: i32,
     /// Number of the attempt at this configuration, from 1.
     pub attempt: i32,
@@ -497,6 +509,57 @@ pub struct Attempt {
     /// Gross energy of its pods in millijoules; absent while no report has come. A report may come after the attempt was given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy_millijoules: Option<i64>,
+}
+
+/// A pod whose energy is in the totals, and by what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CountedPod {
+    /// Name of the pod.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Epoch of the plan.
+    pub epoch: i32,
+    /// Index of the configuration in the plan.
+    pub configuration: i32,
+    /// Index of its block of lines.
+    pub shard: i32,
+    /// What it was counted by.
+    pub by: CountedBy,
+    /// What was added by its journal, to be taken back if its own report comes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<JournalFigures>,
+}
+
+/// What a pod was counted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CountedBy {
+    /// Its own report.
+    Report,
+    /// Its energy journal, which a later attempt read: up to its last entry, at most a second before its end.
+    Journal,
+    /// Nothing: it left no report, and no journal of it has been read.
+    Nothing,
+}
+
+/// Figures of an energy journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JournalFigures {
+    /// Gross millijoules.
+    pub gross_millijoules: i64,
+    /// Idle millijoules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_millijoules: Option<i64>,
+    /// Net millijoules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_millijoules: Option<i64>,
+    /// Metered milliseconds.
+    pub window_milliseconds: i64,
+    /// Prompt tokens.
+    pub tokens_in: i64,
+    /// Generated tokens.
+    pub tokens_out: i64,
 }
 
 /// How an attempt ended; of several that hold the last counts.
@@ -557,7 +620,10 @@ pub struct Measured {
     pub lines_failed: i64,
     /// Attempts whose reports are counted here.
     pub attempts: i32,
-    /// Attempts that ended without a report, whose energy is therefore missing here.
+    /// Attempts without a report of which their energy journal is counted here: all but the last second.
+    #[serde(default)]
+    pub attempts_from_journal: i32,
+    /// Attempts that ended without a report or a journal, whose energy is therefore missing here.
     pub attempts_without_report: i32,
     /// Attempts with a report but without an energy reading, whose energy is therefore missing here.
     #[serde(default)]

@@ -55,7 +55,7 @@
 //! | (core) | nodes | list, watch | which device classes there are, and which nodes cannot be reached |
 //! | networking.k8s.io | networkpolicies | create, patch | one policy per job; leave out without `networkPolicy` |
 //! | events.k8s.io | events | create, patch | the story of a job |
-//! | coordination.k8s.io | leases | get, create, update | which replica works; in the release's own namespace, and but for create only the one of its name |
+//! | coordination.k8s.io | leases | get, update | which replica works: the one Lease of the release, in its own namespace |
 //!
 //! Nothing else: no Secrets, no ConfigMaps, no PersistentVolumeClaims (a missing claim is told by the pod's own
 //! conditions). Child objects are deleted by garbage collection through owner references without

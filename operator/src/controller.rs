@@ -33,6 +33,7 @@ pub mod candidates;
 pub mod decide;
 pub mod ending;
 pub mod facts;
+pub mod ledger;
 pub mod observe;
 pub mod orphans;
 pub mod plan_step;

@@ -12,7 +12,7 @@
 use k8s_openapi::api::coordination::v1::{Lease, LeaseSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::MicroTime;
 use k8s_openapi::jiff::Timestamp;
-use kube::api::{ObjectMeta, PostParams};
+use kube::api::PostParams;
 use kube::{Api, Client};
 use std::time::Duration;
 use tokio::time::{Instant, sleep, timeout};
@@ -142,15 +142,27 @@ impl Candidate {
         }
     }
 
+    /// Takes the Lease from whoever holds it, and for that long, so that he stops and nobody else begins.
+    ///
+    /// # Errors
+    /// If the API cannot be reached.
+    pub async fn seize(&mut self, time: Duration) -> Result<(), kube::Error> {
+        loop {
+            let lease = self.api.get(&self.name).await?;
+            let current = lease.spec.clone().unwrap_or_default();
+            // As if it had been left alone for ever.
+            let spec = next(&current, &self.identity, Duration::MAX, time, (self.clock)());
+            match self.write(lease, spec.unwrap_or_default()).await {
+                Err(error) if is_conflict(&error) => {}
+                other => return other,
+            }
+        }
+    }
+
     /// Looks at the Lease; takes or renews it if that may be.
     async fn turn(&mut self) -> Result<Turn, kube::Error> {
-        let lease = match self.api.get_opt(&self.name).await? {
-            Some(lease) => lease,
-            None => {
-                let metadata = ObjectMeta { name: Some(self.name.clone()), ..ObjectMeta::default() };
-                self.api.create(&PostParams::default(), &Lease { metadata, spec: None }).await?
-            }
-        };
+        // The chart makes it: the operator needs no right to create Leases.
+        let lease = self.api.get(&self.name).await?;
         let current = lease.spec.clone().unwrap_or_default();
         if self.seen.as_ref().is_none_or(|(seen, _)| *seen != current) {
             self.seen = Some((current.clone(), Instant::now()));

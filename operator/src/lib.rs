@@ -13,4 +13,5 @@ pub mod plot;
 pub mod profile_run;
 pub mod progress;
 pub mod serve;
+pub mod uninstall;
 pub mod workload;

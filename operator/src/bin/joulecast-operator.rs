@@ -10,7 +10,7 @@ use joulecast_operator::leader::{Candidate, Timing};
 use joulecast_operator::metrics::Metrics;
 use joulecast_operator::profile_run::{self, ProfileContext};
 use joulecast_operator::progress::{ProgressKey, ProgressReader};
-use joulecast_operator::serve;
+use joulecast_operator::{serve, uninstall};
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use std::io::IsTerminal;
@@ -26,11 +26,13 @@ use tracing_subscriber::EnvFilter;
 
 /// Places InferenceJobs, runs them as Kubernetes Jobs, and writes prediction beside measurement into their status.
 #[derive(Debug, Parser)]
-#[command(name = "joulecast-operator", version)]
+#[command(name = "joulecast-operator", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Configuration file (YAML).
-    #[arg(long)]
-    config: PathBuf,
+    #[arg(long, required = true)]
+    config: Option<PathBuf>,
     /// File with at least 32 bytes from which the secrets of the runs' progress endpoints are made; without it a key
     /// is made at each start, and progress of runs from before a restart cannot be read.
     #[arg(long)]
@@ -53,6 +55,19 @@ struct Arguments {
     /// Name of this instance in events and in the Lease.
     #[arg(long, env = "POD_NAME", hide_env_values = true)]
     instance: Option<String>,
+}
+
+#[derive(Debug, Clone, clap::Subcommand)]
+enum Command {
+    /// Before an uninstall: stops the operator that holds the Lease, and takes the report finalizer off the pods of all runs.
+    ReleasePods {
+        /// The Lease of the operators.
+        #[arg(long)]
+        lease: String,
+        /// Namespace of the Lease.
+        #[arg(long)]
+        lease_namespace: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -88,7 +103,11 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<()> {
-    let config = Config::read(&arguments.config)?;
+    if let Some(Command::ReleasePods { lease, lease_namespace }) = &arguments.command {
+        let client = Client::try_default().await.context("no cluster: neither in a pod nor a kubeconfig")?;
+        return uninstall::release_pods(client, lease_namespace, lease, observe::now).await.context("release-pods");
+    }
+    let config = Config::read(arguments.config.as_deref().context("--config is missing")?)?;
     let key = match &arguments.progress_key_file {
         Some(path) => ProgressKey::read(path).with_context(|| format!("--progress-key-file {}", path.display()))?,
         None => {

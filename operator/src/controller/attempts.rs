@@ -32,7 +32,7 @@ const MESSAGE_CHARS: usize = 512;
 /// What all attempts of a job come to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Review {
-    /// Where each configuration stands, in the order of the plan.
+    /// Where each configuration stands, in the order of the plan; then the merge, once it is its turn.
     pub units: Vec<Unit>,
     /// Attempts that end with this reconcile.
     pub ended: Vec<(Place, Cause)>,
@@ -92,6 +92,11 @@ pub fn review(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, retries: &Retrie
         let unit = unit(snapshot, epoch, configuration, retries, &mut review);
         review.units.push(unit);
     }
+    if needs_merge(plan, job) && review.units.iter().all(|unit| unit.state == UnitState::Done) {
+        let configuration = u32::try_from(plan.chosen.len()).unwrap_or(0);
+        let unit = unit(snapshot, epoch, configuration, retries, &mut review);
+        review.units.push(unit);
+    }
     let mut failed = None;
     for (_, cause) in &review.ended {
         match cause.outcome {
@@ -107,10 +112,20 @@ pub fn review(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, retries: &Retrie
     };
     if let Some((reason, message)) = failed {
         review.verdict = Verdict::Failed(reason, message);
-    } else if !review.units.is_empty() && review.units.iter().all(done) {
+    } else if review.units.len() == parts(plan, job) && review.units.iter().all(done) {
         review.verdict = Verdict::Done;
     }
     review
+}
+
+/// Whether the results of several runs have to be put together; one run alone does that itself.
+fn needs_merge(plan: &Plan, job: &ValidJob) -> bool {
+    plan.chosen.len() > 1 || (plan.chosen.len() == 1 && job.parallelism > 1)
+}
+
+/// How many units of work have to succeed.
+fn parts(plan: &Plan, job: &ValidJob) -> usize {
+    plan.chosen.len().max(1) + usize::from(needs_merge(plan, job))
 }
 
 /// Word and sentence of the failure of the job, if this cause is one too many.

@@ -11,16 +11,17 @@ use crate::controller::validate::{InputFile, ValidJob};
 use crate::progress::ProgressKey;
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::names::{
-    CONTAINER, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_ATTEMPT, LABEL_CONFIGURATION,
+    CONTAINER, ENV_POD_NAME, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_ATTEMPT, LABEL_CONFIGURATION,
     LABEL_DEVICE_CLASS, LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, LABEL_TASK, PROGRESS_PORT, RESOURCE_CUDA,
 };
 use joulecast_crds::run_spec::{Assignment, RunIdentity, RunSpec, Task, VERSION};
 use joulecast_crds::{DeviceClass, InferenceJob};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
-    Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, NodeAffinity, NodeSelector,
-    NodeSelectorRequirement, NodeSelectorTerm, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec,
-    PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
+    Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource, NodeAffinity,
+    NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector, PersistentVolumeClaimVolumeSource,
+    PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext, Volume,
+    VolumeMount,
 };
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPort, NetworkPolicySpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -111,7 +112,7 @@ fn labels_of_attempt(launch: &Launch, job: &ValidJob) -> BTreeMap<String, String
     labels.extend([
         (LABEL_CONFIGURATION.to_owned(), configuration.to_string()),
         (LABEL_ATTEMPT.to_owned(), attempt.to_string()),
-        (LABEL_TASK.to_owned(), "run".to_owned()),
+        (LABEL_TASK.to_owned(), if launch.task == Task::Merge { "merge" } else { "run" }.to_owned()),
     ]);
     labels
 }
@@ -138,12 +139,17 @@ pub(super) fn metadata(name: String, labels: BTreeMap<String, String>, job: &Val
 fn child_job(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey) -> Job {
     let mut pod_labels = job.pod.labels.clone();
     pod_labels.extend(labels_of_attempt(launch, job));
+    let shards = shards(launch, job);
+    let indexed = shards > 1;
     Job {
         metadata: metadata(launch.name.clone(), labels_of_attempt(launch, job), job),
         spec: Some(JobSpec {
-            backoff_limit: Some(0),
-            completions: Some(1),
-            parallelism: Some(1),
+            // One block that fails does not stop the others.
+            backoff_limit: (!indexed).then_some(0),
+            backoff_limit_per_index: indexed.then_some(0),
+            completion_mode: indexed.then(|| "Indexed".into()),
+            completions: Some(shards),
+            parallelism: Some(shards),
             suspend: Some(job.suspend),
             // A pod that is being deleted may still report: it has failed when it has ended, not before.
             pod_replacement_policy: Some("Failed".into()),
@@ -161,8 +167,16 @@ fn child_job(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey
     }
 }
 
+/// How many pods an attempt has, each with a block of lines of its own.
+fn shards(launch: &Launch, job: &ValidJob) -> i32 {
+    if launch.task == Task::Merge { 1 } else { i32::try_from(job.parallelism).unwrap_or(1) }
+}
+
 fn pod_spec(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey) -> PodSpec {
-    let (volumes, volume_mounts) = volumes(&[(MODEL_DIR.to_owned(), &launch.artifact)], job);
+    let models = [(MODEL_DIR.to_owned(), &launch.artifact)];
+    // Whoever merges needs no model.
+    let models = if launch.task == Task::Merge { &[][..] } else { &models[..] };
+    let (volumes, volume_mounts) = volumes(models, job);
     let pod = &job.pod;
     PodSpec {
         restart_policy: Some("Never".into()),
@@ -170,7 +184,7 @@ fn pod_spec(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey)
         enable_service_links: Some(false),
         termination_grace_period_seconds: Some(i64::from(GRACE_SECONDS)),
         security_context: Some(pod_security()),
-        affinity: Some(affinity(launch.chosen.device_class)),
+        affinity: (launch.task == Task::Run).then(|| affinity(launch.chosen.device_class)),
         node_selector: (!pod.node_selector.is_empty()).then(|| pod.node_selector.clone()),
         tolerations: (!pod.tolerations.is_empty()).then(|| pod.tolerations.clone()),
         image_pull_secrets: (!pod.image_pull_secrets.is_empty()).then(|| pod.image_pull_secrets.clone()),
@@ -251,7 +265,7 @@ pub(crate) fn affinity(class: DeviceClass) -> Affinity {
 
 fn resources(launch: &Launch, job: &ValidJob, config: &Config) -> ResourceRequirements {
     let mut resources = job.pod.resources.clone().unwrap_or_else(|| config.pod_defaults.resources.clone());
-    if launch.chosen.device_class == DeviceClass::Cuda {
+    if launch.chosen.device_class == DeviceClass::Cuda && launch.task == Task::Run {
         // Without a slot the pod would see no GPU.
         resources.limits.get_or_insert_default().entry(RESOURCE_CUDA.into()).or_insert_with(|| Quantity("1".into()));
     }
@@ -263,9 +277,17 @@ fn environment(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressK
     let token = key.token(&run.run);
     // Strings, numbers and enums only: it has no way to fail.
     let run = serde_json::to_string(&run).expect("a run specification serializes");
-    [(ENV_RUN_SPEC, run), (ENV_PROGRESS_TOKEN, token)]
-        .map(|(name, value)| EnvVar { name: name.into(), value: Some(value), value_from: None })
-        .into()
+    let own_name = EnvVarSource {
+        field_ref: Some(ObjectFieldSelector { api_version: None, field_path: "metadata.name".into() }),
+        ..EnvVarSource::default()
+    };
+    let given = [(ENV_RUN_SPEC, run), (ENV_PROGRESS_TOKEN, token)].map(|(name, value)| EnvVar {
+        name: name.into(),
+        value: Some(value),
+        value_from: None,
+    });
+    let own_name = EnvVar { name: ENV_POD_NAME.into(), value: None, value_from: Some(own_name) };
+    given.into_iter().chain([own_name]).collect()
 }
 
 fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
@@ -285,8 +307,8 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
         device_class: launch.chosen.device_class,
         input_path: input_path(job),
         output_path: inside(OUTPUT_DIR, &job.output.path),
-        task: Task::Run,
-        shards: 1,
+        task: launch.task,
+        shards: u32::try_from(shards(launch, job)).unwrap_or(1),
         assignment: launch.assignment.clone().map(|(sha256, requests)| Assignment {
             path: assignment_path(job, launch.place.epoch),
             sha256,
@@ -467,6 +489,37 @@ mod tests {
         assert_eq!(pod.node_selector.unwrap()["zone"], "b");
         assert_eq!(pod.automount_service_account_token, Some(false));
         assert_eq!(pod.security_context.unwrap().run_as_non_root, Some(true));
+    }
+
+    #[test]
+    fn several_pods_are_one_indexed_job_and_the_merge_needs_neither_model_nor_device() {
+        let snapshot = SnapshotBuilder::new().planned().spec(|spec| spec.parallelism = 3).build();
+        let job = validate(&snapshot.job, &snapshot.models).unwrap();
+        let config = samples::config();
+        let decision = decide(&snapshot, Ok(&job), &config);
+        let build = |decision: &Decision| build(decision, Some(&job), &config, &samples::progress_key());
+        let prepared = build(&decision);
+        let spec = prepared.children[0].spec.clone().unwrap();
+        assert_eq!(
+            (spec.completions, spec.parallelism, spec.completion_mode.as_deref()),
+            (Some(3), Some(3), Some("Indexed"))
+        );
+        assert_eq!((spec.backoff_limit, spec.backoff_limit_per_index), (None, Some(0)));
+        let run = |prepared: &Prepared| -> RunSpec {
+            serde_json::from_str(pod(prepared).containers[0].env.as_ref().unwrap()[0].value.as_ref().unwrap()).unwrap()
+        };
+        assert_eq!((run(&prepared).shards, run(&prepared).task), (3, Task::Run));
+
+        let mut merging = decision.clone();
+        let [ChildAction::Launch(launch)] = &mut merging.children[..] else { panic!("{decision:?}") };
+        launch.task = Task::Merge;
+        launch.chosen.device_class = DeviceClass::Cuda;
+        let prepared = build(&merging);
+        let pod = pod(&prepared);
+        assert_eq!((run(&prepared).shards, run(&prepared).task), (1, Task::Merge));
+        assert!(pod.affinity.is_none() && pod.volumes.unwrap().iter().all(|volume| volume.name != "model"));
+        assert!(!pod.containers[0].resources.clone().unwrap().limits.unwrap().contains_key(RESOURCE_CUDA));
+        assert_eq!(prepared.children[0].spec.as_ref().unwrap().completions, Some(1));
     }
 
     #[test]

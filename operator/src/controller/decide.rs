@@ -21,6 +21,7 @@ use joulecast_crds::inference_job::{
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::learning::Forecast;
 use joulecast_crds::planned::SolvedPlan;
+use joulecast_crds::run_spec::Task;
 use k8s_openapi::jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
@@ -108,7 +109,9 @@ pub struct Launch {
     pub name: String,
     /// Which attempt at which configuration it is.
     pub place: Place,
-    /// The configuration.
+    /// What its pods do.
+    pub task: Task,
+    /// The configuration; for the merge the first one, whose image it uses.
     pub chosen: ChosenConfiguration,
     /// Where its artifact lies.
     pub artifact: ClaimPath,
@@ -347,8 +350,10 @@ fn child_actions(
 
 fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, place: Place, config: &Config) -> ChildAction {
     let blocked = |reason, message| ChildAction::Blocked { reason, message };
-    let Some(chosen) = plan.chosen.get(place.configuration as usize) else {
-        return blocked("PlanIncomplete", format!("the plan has no configuration {}", place.configuration));
+    let task = if place.configuration as usize == plan.chosen.len() { Task::Merge } else { Task::Run };
+    let index = if task == Task::Merge { 0 } else { place.configuration as usize };
+    let Some(chosen) = plan.chosen.get(index) else {
+        return blocked("PlanIncomplete", format!("the plan has no configuration {index}"));
     };
     let artifact = job.models.iter().find_map(|model| match model {
         ModelOption::Known { name, artifacts, .. } if *name == chosen.model => usize::try_from(chosen.artifact_index)
@@ -374,6 +379,7 @@ fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, place: Place, config
     ChildAction::Launch(Launch {
         name: child_name(&job.name, place),
         place,
+        task,
         chosen: chosen.clone(),
         artifact: artifact.claim.clone(),
         image: runtime.image.clone(),
@@ -505,11 +511,25 @@ mod tests {
         let decision = decided(&started(two()).child(|c| c.complete = true).build());
         assert_eq!(names(&decision), ["hello-1-1-1"]);
         assert_eq!(decision.review.unwrap().verdict, Verdict::Open);
-        let both = started(two()).child(|c| c.complete = true).child(|c| {
-            c.complete = true;
-            c.place.configuration = 1;
-        });
-        assert_eq!(decided(&both.build()).review.unwrap().verdict, Verdict::Done);
+        let succeeded = |configuration: i32| -> joulecast_crds::inference_job::Attempt {
+            serde_json::from_value(serde_json::json!({"epoch": 1, "configuration": configuration, "attempt": 1,
+                "outcome": "Succeeded", "endTime": "2027-01-15T08:00:00Z"}))
+            .unwrap()
+        };
+        let both = started(two()).status(|status| status.attempts = vec![succeeded(0), succeeded(1)]);
+        let decision = decided(&both.build());
+        let [ChildAction::Launch(merge)] = &decision.children[..] else { panic!("{decision:?}") };
+        assert_eq!((merge.task, merge.name.as_str()), (Task::Merge, "hello-1-2-1"), "their results are put together");
+        let merged = started(two()).status(|status| status.attempts = vec![succeeded(0), succeeded(1), succeeded(2)]);
+        assert_eq!(decided(&merged.build()).review.unwrap().verdict, Verdict::Done);
+    }
+
+    #[test]
+    fn one_configuration_in_several_pods_is_merged_too() {
+        let snapshot =
+            SnapshotBuilder::new().spec(|spec| spec.parallelism = 3).started().child(|c| c.complete = true).build();
+        let review = decided(&snapshot).review.unwrap();
+        assert_eq!((review.ended.len(), review.verdict), (1, Verdict::Open));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 pub struct Place {
     /// Epoch of the plan.
     pub epoch: u32,
-    /// Index of the configuration in the plan.
+    /// Index of the configuration in the plan; the merge of several parts is one past the last.
     pub configuration: u32,
     /// Number of the attempt, from 1; objects of releases that did not number them are first attempts.
     pub attempt: u32,
@@ -34,10 +34,11 @@ impl Place {
     }
 }
 
-/// Whether an object is one of a run, and not of the other tasks of a job.
+/// Whether an object is one of an attempt (a run or the merge), and not of the planning of a job.
 #[must_use]
-pub fn is_run(meta: &ObjectMeta) -> bool {
-    meta.labels.as_ref().and_then(|labels| labels.get(names::LABEL_TASK)).is_none_or(|task| task == "run")
+pub fn is_attempt(meta: &ObjectMeta) -> bool {
+    let task = meta.labels.as_ref().and_then(|labels| labels.get(names::LABEL_TASK));
+    task.is_none_or(|task| task == "run" || task == "merge")
 }
 
 /// A pod of a run.
@@ -45,6 +46,8 @@ pub fn is_run(meta: &ObjectMeta) -> bool {
 pub struct PodFacts {
     /// The attempt that it belongs to.
     pub place: Place,
+    /// Its block of lines: the index that an indexed Job gave it.
+    pub shard: u32,
     /// Name.
     pub name: String,
     /// UID.
@@ -101,6 +104,11 @@ impl PodFacts {
         let meta = &pod.metadata;
         Self {
             place: Place::of(meta.labels.as_ref()),
+            shard: meta
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get("batch.kubernetes.io/job-completion-index")?.parse().ok())
+                .unwrap_or(0),
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
             created: meta.creation_timestamp.as_ref().map(|time| time.0),

@@ -3,7 +3,7 @@
 
 use crate::controller::Context;
 use crate::controller::caches::Caches;
-use crate::controller::facts::{ChildFacts, Place, PodFacts, PodStage, is_run};
+use crate::controller::facts::{ChildFacts, Place, PodFacts, PodStage, is_attempt};
 use crate::controller::plan_step::facts::{PlanFacts, is_plan};
 use crate::controller::plan_step::history::{Past, past};
 use joulecast_crds::names::{LABEL_DEVICE_CLASS, LABEL_JOB, LABEL_JOB_UID};
@@ -40,8 +40,8 @@ pub struct Snapshot {
     pub plans: Vec<PlanFacts>,
     /// What finished jobs of its namespace say of output lengths; empty where nothing is to be planned.
     pub history: Vec<Past>,
-    /// Progress of the run that is at work, if it could be read.
-    pub progress: Option<RunProgress>,
+    /// Progress of the runs that are at work, as far as it could be read, by the UID of their pods.
+    pub progress: BTreeMap<String, RunProgress>,
 }
 
 impl Snapshot {
@@ -55,8 +55,13 @@ impl Snapshot {
     /// The newest pod whose container runs, as far as its node can be reached.
     #[must_use]
     pub fn running(&self) -> Option<&PodFacts> {
+        self.at_work().last()
+    }
+
+    /// The pods whose containers run, as far as their nodes can be reached, the oldest first.
+    pub fn at_work(&self) -> impl DoubleEndedIterator<Item = &PodFacts> {
         let reachable = |pod: &PodFacts| pod.node.as_ref().is_none_or(|node| !self.unreachable.contains_key(node));
-        self.pods.iter().rev().find(|pod| pod.stage == PodStage::Running && reachable(pod))
+        self.pods.iter().filter(move |pod| pod.stage == PodStage::Running && reachable(pod))
     }
 }
 
@@ -80,7 +85,7 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
         .state_filter(|child| {
             child.metadata.namespace.as_deref() == Some(namespace.as_str())
                 && child.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB)) == Some(&name)
-                && is_run(&child.metadata)
+                && is_attempt(&child.metadata)
         })
         .iter()
         .map(|child| ChildFacts::of(child, &uid))
@@ -92,7 +97,7 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
         .state_filter(|pod| {
             pod.metadata.namespace.as_deref() == Some(namespace.as_str())
                 && pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB_UID)) == Some(&uid)
-                && is_run(&pod.metadata)
+                && is_attempt(&pod.metadata)
         })
         .iter()
         .map(|pod| PodFacts::of(pod, now))
@@ -113,13 +118,15 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
         pods,
         plans,
         history,
-        progress: None,
+        progress: BTreeMap::new(),
     };
-    if let Some((pod, ip)) = snapshot.running().and_then(|pod| Some((pod, pod.ip.as_deref()?))) {
+    let readings = snapshot.at_work().filter_map(|pod| Some((pod, pod.ip.as_deref()?))).map(async |(pod, ip)| {
         let Place { epoch, configuration, attempt: _ } = pod.place;
-        let identity = RunIdentity { namespace, job: name, job_uid: uid, epoch, configuration };
-        snapshot.progress = context.progress.read(&pod.uid, ip, &identity).await;
-    }
+        let (namespace, job, job_uid) = (namespace.clone(), name.clone(), uid.clone());
+        let identity = RunIdentity { namespace, job, job_uid, epoch, configuration };
+        Some((pod.uid.clone(), context.progress.read(&pod.uid, ip, &identity).await?))
+    });
+    snapshot.progress = futures::future::join_all(readings).await.into_iter().flatten().collect();
     snapshot
 }
 

@@ -176,7 +176,7 @@ impl SnapshotBuilder {
                 pods: Vec::new(),
                 plans: Vec::new(),
                 history: Vec::new(),
-                progress: None,
+                progress: BTreeMap::new(),
             },
         }
     }

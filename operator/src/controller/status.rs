@@ -10,17 +10,17 @@ use crate::controller::decide::{ChildAction, Decision, Planning, is_finished};
 use crate::controller::facts::{PodFacts, PodStage};
 use crate::controller::observe::Snapshot;
 use crate::controller::validate::{InputFile, ValidJob};
-use crate::controller::{account, assess, attempts::Review};
+use crate::controller::{account, assess, attempts::Review, ledger};
 use joulecast_crds::InferenceJob;
-use joulecast_crds::inference_job::{ChosenConfiguration, InferenceJobStatus, conditions};
+use joulecast_crds::inference_job::{ChosenConfiguration, InferenceJobStatus, Progress, conditions};
 use joulecast_crds::names::FIELD_MANAGER;
-use joulecast_crds::report::Report;
+use joulecast_crds::report::{Report, RunProgress};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use serde_json::json;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most UIDs that wait for the removal of their finalizers; further pods are counted in the next reconcile.
 const REPORTED: usize = 256;
@@ -54,8 +54,8 @@ pub fn compute(snapshot: &Snapshot, job: Option<&ValidJob>, decision: &Decision,
     if let Some(review) = &decision.review {
         attempts::close(&mut status, review, snapshot.now);
     }
-    if let Some(progress) = &snapshot.progress {
-        status.progress = Some(account::progress(progress));
+    if let Some(progress) = progress(snapshot, &status, job) {
+        status.progress = Some(progress);
     }
     let mut writer = Conditions { status: &mut status, snapshot };
     writer.planned(&decision.planning);
@@ -77,6 +77,7 @@ pub fn compute(snapshot: &Snapshot, job: Option<&ValidJob>, decision: &Decision,
 
 /// Adds ended pods that are not in the totals yet; drops the UIDs of those that are released.
 fn count(snapshot: &Snapshot, status: &mut InferenceJobStatus) -> Vec<PodFacts> {
+    let job = snapshot.job.metadata.name.clone().unwrap_or_default();
     let held: BTreeSet<&String> = snapshot.pods.iter().filter(|pod| pod.unreported).map(|pod| &pod.uid).collect();
     status.reported_pods.retain(|uid| held.contains(uid));
     let mut counted = Vec::new();
@@ -91,17 +92,41 @@ fn count(snapshot: &Snapshot, status: &mut InferenceJobStatus) -> Vec<PodFacts> 
             continue;
         }
         let report = end.report.as_deref().ok();
-        status.measured = Some(account::add(status.measured.as_ref(), report));
+        ledger::count(status, &job, pod, report);
         if let Some(report) = report {
-            status.progress = Some(account::final_progress(report));
             assess::count(status, &pod.uid, report, snapshot.now);
-            if let Some(record) = attempts::find(status, pod.place) {
-                record.energy_millijoules = account::sum(record.energy_millijoules, report.energy.gross_millijoules);
-            }
         }
         counted.push(pod.clone());
     }
     counted
+}
+
+/// How far all parts of the plan are together; nothing as long as one of them cannot be told. The merge speaks for all.
+fn progress(snapshot: &Snapshot, status: &InferenceJobStatus, job: Option<&ValidJob>) -> Option<Progress> {
+    let plan = status.plan.as_ref()?;
+    let configurations = u32::try_from(plan.chosen.len()).ok()?;
+    let parts = configurations * job.map_or(1, |job| job.parallelism);
+    let mut newest: BTreeMap<(u32, u32), RunProgress> = BTreeMap::new();
+    for pod in snapshot.pods.iter().filter(|pod| i32::try_from(pod.place.epoch) == Ok(plan.epoch)) {
+        let report = pod.end().and_then(|end| end.report.as_deref().ok());
+        let told = report.map(account::final_progress).or_else(|| snapshot.progress.get(&pod.uid).copied());
+        let Some(told) = told else { continue };
+        if pod.place.configuration == configurations {
+            return Some(account::progress(&told)).filter(|_| report.is_some());
+        }
+        newest.insert((pod.place.configuration, pod.shard), told);
+    }
+    if newest.len() != parts as usize || newest.is_empty() {
+        return None;
+    }
+    let sum = newest.into_values().reduce(|one, other| RunProgress {
+        lines_total: one.lines_total.zip(other.lines_total).map(|(one, other)| one + other),
+        lines_done: one.lines_done + other.lines_done,
+        lines_failed: one.lines_failed + other.lines_failed,
+        tokens_out: one.tokens_out + other.tokens_out,
+        gross_millijoules: None,
+    });
+    sum.as_ref().map(account::progress)
 }
 
 /// Node of the newest pod that has one; the class of nodes while none is known.
@@ -224,7 +249,8 @@ impl Conditions<'_> {
     }
 
     fn complete(&mut self, job: Option<&ValidJob>) {
-        let lines = self.status.progress.as_ref().and_then(|p| Some((p.lines_total?, p.lines_failed)));
+        let lines = self.status.progress.as_ref().filter(|p| p.lines_total == Some(p.lines_done));
+        let lines = lines.and_then(|p| Some((p.lines_total?, p.lines_failed)));
         let reported = self.status.measured.as_ref().is_some_and(|measured| measured.attempts > 0);
         let Some((total, failed)) = lines.filter(|_| reported) else {
             let message = "the run ended successfully, but without a report: how many lines failed is unknown";
@@ -320,6 +346,13 @@ impl Conditions<'_> {
         } else if dark > 0 {
             let message = format!("{dark} of {} attempts had no energy reading", measured.attempts);
             self.set(conditions::ENERGY_REPORTED, false, "NoReading", &message);
+        } else if measured.attempts_from_journal > 0 {
+            let all = measured.attempts + measured.attempts_from_journal;
+            let message = format!(
+                "{} over {all} attempts, by {}; {} of them left no report, so their energy is what their journals hold, at most a second too little each",
+                measured.energy_summary, measured.meter, measured.attempts_from_journal
+            );
+            self.set(conditions::ENERGY_REPORTED, true, "Partial", &message);
         } else {
             let message =
                 format!("{} over {} attempts, by {}", measured.energy_summary, measured.attempts, measured.meter);

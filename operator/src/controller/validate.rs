@@ -54,6 +54,8 @@ pub struct ValidJob {
     pub backoff_limit: i32,
     /// Whether the job is to be planned and never started.
     pub plan_only: bool,
+    /// Pods of each configuration, each with a block of lines of its own.
+    pub parallelism: u32,
     /// Whether the job is to stand still.
     pub suspend: bool,
     /// How long a finished job is kept; for ever if absent.
@@ -246,6 +248,7 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
         cold_start,
         max_failed_fraction,
         backoff_limit,
+        parallelism,
         suspend,
         ttl_seconds_after_finished,
         pod_template,
@@ -303,6 +306,7 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
         cold_start: *cold_start,
         max_failed_fraction: Fraction::parse("spec.maxFailedFraction", max_failed_fraction)?,
         backoff_limit: (*backoff_limit).max(0),
+        parallelism: u32::try_from(*parallelism).unwrap_or(1).max(1),
         suspend: *suspend || plan_only,
         plan_only,
         ttl: ttl_seconds_after_finished.map(|seconds| SignedDuration::from_secs(i64::from(seconds.max(0)))),

@@ -10,11 +10,19 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 /// An API server that keeps one Lease, with versions.
-#[derive(Clone, Default)]
+#[derive(Clone)]
 struct FakeApi {
     lease: Arc<Mutex<Option<Value>>>,
     version: Arc<Mutex<u64>>,
     away: Arc<AtomicBool>,
+}
+
+impl Default for FakeApi {
+    /// With the Lease as the chart makes it.
+    fn default() -> Self {
+        let lease = json!({"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "operator", "resourceVersion": "1"}});
+        Self { lease: Arc::new(Mutex::new(Some(lease))), version: Arc::new(Mutex::new(1)), away: Arc::default() }
+    }
 }
 
 impl FakeApi {
@@ -26,7 +34,10 @@ impl FakeApi {
     fn answer(&self, method: &Method, mut body: Value) -> (u16, Value) {
         let mut lease = self.lease.lock().unwrap();
         let failure = |code: u16| {
-            (code, json!({"kind": "Status", "status": "Failure", "code": code, "message": "no", "reason": "No"}))
+            (
+                code,
+                json!({"kind": "Status", "status": "Failure", "code": code, "message": "no", "reason": if code == 404 { "NotFound" } else { "Conflict" }, "metadata": {}}),
+            )
         };
         let store = |lease: &mut Option<Value>, body: &mut Value| {
             let mut version = self.version.lock().unwrap();
@@ -36,11 +47,6 @@ impl FakeApi {
         };
         match *method {
             Method::GET => lease.clone().map_or_else(|| failure(404), |lease| (200, lease)),
-            Method::POST if lease.is_some() => failure(409),
-            Method::POST => {
-                store(&mut lease, &mut body);
-                (201, body)
-            }
             Method::PUT
                 if lease.as_ref().map(|lease| &lease["metadata"]["resourceVersion"])
                     != Some(&body["metadata"]["resourceVersion"]) =>
@@ -143,6 +149,17 @@ async fn of_many_who_reach_for_it_at_once_one_gets_it() {
     let mut candidates: Vec<Candidate> = (0..5).map(|n| candidate(&api, &format!("c{n}"))).collect();
     let turns = futures::future::join_all(candidates.iter_mut().map(Candidate::turn)).await;
     assert_eq!(turns.iter().filter(|turn| matches!(turn, Ok(Turn::Ours))).count(), 1, "{turns:?}");
+}
+
+#[tokio::test]
+async fn who_uninstalls_takes_it_from_the_leader_who_stops() {
+    let api = FakeApi::default();
+    let (mut a, mut uninstalls) = (candidate(&api, "a"), candidate(&api, "uninstall"));
+    a.win().await;
+    uninstalls.seize(Duration::from_secs(60)).await.unwrap();
+    timeout(FAST.duration, a.hold()).await.unwrap();
+    assert!(timeout(FAST.duration * 2, a.win()).await.is_err(), "and nobody else begins");
+    assert_eq!(api.holder().as_deref(), Some("uninstall"));
 }
 
 #[test]

@@ -5,6 +5,7 @@ use clap::Args;
 use joulecast_crds::names::ENV_PLAN_SPEC;
 use joulecast_runtime::{plan_step, pod, threads};
 use std::path::PathBuf;
+use std::time::Duration;
 
 #[derive(Debug, Args)]
 pub(crate) struct PlanArgs {
@@ -19,7 +20,7 @@ pub(crate) struct PlanArgs {
 /// Plans what the environment's specification says.
 pub(crate) fn plan(args: &PlanArgs) -> anyhow::Result<u8> {
     let around = shell::surroundings();
-    shell::attend(around.stop.clone(), None)?;
+    shell::attend(around.stop.clone(), Duration::ZERO, None)?;
     let spec = plan_step::read_spec(std::env::var(ENV_PLAN_SPEC).ok().as_deref());
     let threads = args.threads.unwrap_or_else(threads::allowed);
     let (message, code) = plan_step::plan(spec, threads, &around);
