@@ -294,6 +294,14 @@ pub enum EngineError {
         /// The providers that it has, comma-separated.
         has: &'static str,
     },
+    /// The engine's shared library is not on this machine, or cannot be opened.
+    #[error("engine `{engine}`: {problem}")]
+    NoLibrary {
+        /// The engine that was asked for.
+        engine: EngineName,
+        /// Where it was looked for, and the way out.
+        problem: String,
+    },
     /// A file of the model is missing, corrupt, or not what the engine can run. Trying again does not help.
     #[error("{}: {problem}", path.display())]
     Model {

@@ -4,6 +4,8 @@ Attention is ONNX Runtime's GroupQueryAttention: given the same memory for past 
 each sequence of a batch has a length of its own. Only the last position's logits are computed.
 """
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
@@ -46,9 +48,11 @@ class Graph:
         """x times the transposed weights, plus the bias."""
         outputs, inputs = part.weight.shape
         if self.dtype == "int4":
-            packed, scales = blocks(part.weight, 4)
+            # the output layer decides between tokens that lie close: 8 bits, as llama.cpp spends more on it too
+            bits = 8 if name == "output" else 4
+            packed, scales = blocks(part.weight, bits)
             y = self.node("MatMulNBits", [x, self.weight(f"{name}.weight", packed), self.weight(f"{name}.scales", scales)],
-                          domain=MICROSOFT, name=name, K=inputs, N=outputs, bits=4, block_size=BLOCK, accuracy_level=4)
+                          domain=MICROSOFT, name=name, K=inputs, N=outputs, bits=bits, block_size=BLOCK, accuracy_level=4)
         elif self.dtype == "int8":
             columns, scales = per_output(part.weight)
             y = self.node("DynamicQuantizeMatMul", [x, self.weight(f"{name}.weight", columns), self.weight(f"{name}.scales", scales)],
@@ -234,5 +238,7 @@ def save(model, path, external):
     """Writes the file, with its weights beside it where `external` (a file name) is given."""
     if external is None:
         onnx.save(model, path)
-    else:
-        onnx.save(model, path, save_as_external_data=True, location=external, size_threshold=1024)
+        return
+    onnx.save(model, path, save_as_external_data=True, location=external, size_threshold=1024)
+    # onnx makes it for its owner alone; a pod runs as somebody else
+    (Path(path).parent / external).chmod(0o644)

@@ -188,7 +188,7 @@ mod tests {
     use super::*;
     use std::collections::HashMap;
 
-    type Parts = (Vec<Tensor>, Vec<Tensor>, HashMap<&'static str, &'static str>);
+    type Parts = (Vec<Tensor>, Vec<Tensor>, HashMap<&'static str, String>);
 
     fn tensor(name: &str, kind: TensorElementType, shape: &[i64]) -> Tensor {
         Tensor { name: name.to_owned(), kind: Some(kind), shape: shape.to_vec() }
@@ -206,16 +206,16 @@ mod tests {
             ],
             vec![tensor("logits", float, &[-1, 1, 160]), cache("present.0.key"), cache("present.0.value")],
             HashMap::from([
-                ("kv_cache", "in-place"),
-                ("dtype", "f32"),
-                ("parameters", "1000"),
-                ("max_positions", "512"),
+                ("kv_cache", "in-place".to_owned()),
+                ("dtype", "f32".to_owned()),
+                ("parameters", "1000".to_owned()),
+                ("max_positions", "512".to_owned()),
             ]),
         )
     }
 
     fn read((inputs, outputs, custom): &Parts) -> Result<Artifact, String> {
-        check(inputs, outputs, &|key| custom.get(key).map(|v| (*v).to_owned()))
+        check(inputs, outputs, &|key| custom.get(key).cloned())
     }
 
     #[test]
@@ -231,10 +231,10 @@ mod tests {
         type Change = fn(&mut Parts);
         let cases: [(Change, &str); 13] = [
             (|p| drop(p.2.remove("kv_cache")), "no joulecast.kv_cache"),
-            (|p| drop(p.2.insert("kv_cache", "grown")), "\"grown\" is not known"),
-            (|p| drop(p.2.insert("dtype", "q9")), "\"q9\" is not known"),
-            (|p| drop(p.2.insert("parameters", "-1")), "\"-1\" is not a whole number"),
-            (|p| drop(p.2.insert("max_positions", "1")), "max_positions: 1 is out of range"),
+            (|p| drop(p.2.insert("kv_cache", "grown".to_owned())), "\"grown\" is not known"),
+            (|p| drop(p.2.insert("dtype", "q9".to_owned())), "\"q9\" is not known"),
+            (|p| drop(p.2.insert("parameters", "-1".to_owned())), "\"-1\" is not a whole number"),
+            (|p| drop(p.2.insert("max_positions", "1".to_owned())), "max_positions: 1 is out of range"),
             (|p| drop(p.2.remove("max_positions")), "no joulecast.max_positions"),
             (|p| drop(p.0.remove(0)), "no input_ids"),
             (|p| p.0.truncate(2), "without a KV cache"),

@@ -8,7 +8,7 @@ use std::sync::OnceLock;
 
 use ort::environment::Environment;
 
-use crate::engine::EngineError;
+use crate::engine::{EngineError, EngineName};
 
 /// Names the library's file.
 const VARIABLE: &str = "ORT_DYLIB_PATH";
@@ -23,7 +23,7 @@ pub(super) fn environment() -> Result<&'static Environment, EngineError> {
         let program = std::env::current_exe().map_err(|e| e.to_string())?;
         open(&find(named, &program)?)
     });
-    opened.as_ref().map_err(|problem| EngineError::Compute(problem.clone()))
+    opened.as_ref().map_err(|problem| EngineError::NoLibrary { engine: EngineName::Onnx, problem: problem.clone() })
 }
 
 /// The library of a process whose program is `program`, or where it was looked for.
