@@ -78,6 +78,9 @@ pub fn read_spec(json: Option<&str>, host: &str, mut metering: choice::Settings)
         metering.watts =
             Some(Watts::set(Milliwatts(watts.busy_milliwatts_per_cpu), Milliwatts(watts.idle_milliwatts_per_cpu)));
     }
+    if let Some(slot) = &mut metering.slot {
+        slot.job = Some(run.job.clone());
+    }
     let host: String =
         host.trim().chars().filter(|c| c.is_ascii_alphanumeric() || "-.".contains(*c)).take(63).collect();
     let mut load = LoadOptions::new(model_path, engine_name(engine), provider_name(provider));
@@ -159,6 +162,7 @@ mod tests {
             host: Host::default(),
             watts: None,
             baseline: Duration::ZERO,
+            slot: Some(choice::Slot { socket: "/s".into(), job: None }),
         }
     }
 
@@ -175,6 +179,7 @@ mod tests {
         assert_eq!(run.attempt, "e3-c0-pod-x");
         assert_eq!((run.load.batch, run.load.threads), (4, None));
         assert_eq!(run.metering.watts.unwrap().busy_per_cpu, Milliwatts(3000));
+        assert_eq!(run.metering.slot.unwrap().job.as_deref(), Some("j"));
         assert_eq!(run.identity.unwrap().job_uid, "u");
         assert!(run.overwrite);
         for (theirs, ours) in crds::EngineName::ALL.iter().zip(EngineName::ALL) {
