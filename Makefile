@@ -58,7 +58,7 @@ cluster-tests: ## the tests that need the local cluster, as `make demo` leaves i
 	set -a
 	. build/images/images.env
 	set +a
-	cargo test --release --workspace --test jobs --test release
+	cargo test --release --workspace --test jobs --test node_agent --test release
 
 # The self-test has a cluster of its own, and a machine has room for one: it stops the other, whose state stays.
 .PHONY: cluster-selftest
