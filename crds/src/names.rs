@@ -45,6 +45,11 @@ pub const ENV_SLOT_CPUS: &str = "JOULECAST_SLOT_CPUS";
 pub const ENV_RUN_SPEC: &str = "JOULECAST_RUN_SPEC";
 /// Variable that carries the secret of the run's progress endpoint into a runtime pod.
 pub const ENV_PROGRESS_TOKEN: &str = "JOULECAST_PROGRESS_TOKEN";
+/// Variable that carries the pod's own name (from `metadata.name`) into a runtime pod: it tells attempts apart. The host
+/// name does not: all pods of one index of an indexed Job have the same.
+pub const ENV_POD_NAME: &str = "JOULECAST_POD_NAME";
+/// Variable that the Job controller sets in the pods of an indexed Job.
+pub const ENV_COMPLETION_INDEX: &str = "JOB_COMPLETION_INDEX";
 /// Port of a runtime pod on which `/progress` and `/metrics` answer.
 pub const PROGRESS_PORT: u16 = 9100;
 /// Name of the only container of a runtime pod.
@@ -62,6 +67,7 @@ pub mod exit {
     pub const USAGE: u8 = 2;
     /// The run can never work as specified: missing model, unreadable input, engine not in this build.
     pub const INVALID: u8 = 78;
-    /// Stopped on request (SIGTERM), with a report.
+    /// Stopped before all lines had a result, with a report: on request (SIGTERM; the requests in flight were finished as
+    /// far as they fitted into the grace period), or because a newer attempt took over (reason `Superseded`).
     pub const STOPPED: u8 = 143;
 }

@@ -9,7 +9,7 @@ use crate::report;
 use crate::run::{Outcome, Run, Surroundings, run};
 use joulecast_crds::names::{ENV_RUN_SPEC, exit};
 use joulecast_crds::report::Failure;
-use joulecast_crds::run_spec::{RunSpec, VERSION};
+use joulecast_crds::run_spec::{RunSpec, Task, VERSION};
 use joulecast_crds::{self as crds};
 use joulecast_meter::modelled::watts::Watts;
 use joulecast_meter::{Milliwatts, choice};
@@ -31,6 +31,11 @@ pub enum SpecError {
         "{ENV_RUN_SPEC}: version {0} is not known, this runtime reads version {VERSION}; use images of one release"
     )]
     Version(u32),
+    /// This build knows the format, not the task.
+    #[error(
+        "{ENV_RUN_SPEC}: this runtime runs all lines in one pod: no merge, shards or assignment; use a newer image"
+    )]
+    NotInBuild,
     /// A number is out of range.
     #[error("{ENV_RUN_SPEC}: {field}: {value} is out of range; it must be {want}")]
     OutOfRange {
@@ -67,12 +72,19 @@ pub fn read_spec(json: Option<&str>, host: &str, mut metering: choice::Settings)
         device_class,
         input_path,
         output_path,
+        task,
+        shards,
+        assignment_path,
         batch,
         threads,
         watts,
+        grace_seconds: _,
     } = serde_json::from_str(json)?;
     if batch == 0 {
         return Err(SpecError::OutOfRange { field: "batch", value: 0, want: "at least 1" });
+    }
+    if task != Task::Run || shards != 1 || assignment_path.is_some() {
+        return Err(SpecError::NotInBuild);
     }
     if let Some(watts) = watts {
         metering.watts =

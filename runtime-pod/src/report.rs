@@ -21,6 +21,8 @@ pub fn build(run: &Run, book: &Book, failure: Option<&RunFailure>) -> Report {
     Report {
         version: run_spec::VERSION,
         run: run.identity.clone(),
+        shard: 0,
+        attempt: String::new(),
         engine: engine_name(run.load.engine),
         engine_version: info.map_or_else(|| UNKNOWN.to_owned(), |info| info.engine_version.clone()),
         provider: provider(run.load.provider),
@@ -47,6 +49,10 @@ pub fn build(run: &Run, book: &Book, failure: Option<&RunFailure>) -> Report {
             gpu_memory_peak_bytes: None,
         }),
         output_sha256: book.output_sha256.clone(),
+        merge_pending: false,
+        repeated_lines: 0,
+        earlier: Vec::new(),
+        earlier_summed: None,
         failure: failure.map(failure_of),
     }
 }

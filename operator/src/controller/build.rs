@@ -12,7 +12,7 @@ use joulecast_crds::names::{
     CONTAINER, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_CONFIGURATION, LABEL_DEVICE_CLASS,
     LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, PROGRESS_PORT, RESOURCE_CPU, RESOURCE_CUDA, exit,
 };
-use joulecast_crds::run_spec::{RunIdentity, RunSpec, VERSION};
+use joulecast_crds::run_spec::{RunIdentity, RunSpec, Task, VERSION};
 use joulecast_crds::{DeviceClass, InferenceJob};
 use k8s_openapi::api::batch::v1::{
     Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
@@ -34,7 +34,7 @@ use std::collections::BTreeMap;
 /// User and group of a runtime pod, and the group of its volumes.
 pub const RUN_AS: i64 = 65_532;
 /// Seconds that a run has to stop and report after it was asked to.
-const GRACE_SECONDS: i64 = 30;
+const GRACE_SECONDS: u32 = 30;
 /// Sequences that are decoded together.
 const BATCH: u32 = 1;
 /// Where the volumes stand in the pod.
@@ -174,7 +174,7 @@ fn pod_spec(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey)
         restart_policy: Some("Never".into()),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
-        termination_grace_period_seconds: Some(GRACE_SECONDS),
+        termination_grace_period_seconds: Some(i64::from(GRACE_SECONDS)),
         security_context: Some(PodSecurityContext {
             run_as_non_root: Some(true),
             run_as_user: Some(RUN_AS),
@@ -294,9 +294,13 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
             InputFile::ConfigMap(key) => inside(INPUT_DIR, &key.key),
         },
         output_path: inside(OUTPUT_DIR, &job.output.path),
+        task: Task::Run,
+        shards: 1,
+        assignment_path: None,
         batch: BATCH,
         threads: None,
         watts: config.watts,
+        grace_seconds: GRACE_SECONDS,
     }
 }
 

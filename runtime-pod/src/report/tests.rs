@@ -17,6 +17,8 @@ fn full(text: &str, times: usize, notes: usize, domains: usize) -> Report {
             epoch: u32::MAX,
             configuration: u32::MAX,
         }),
+        shard: u32::MAX,
+        attempt: "a".repeat(63),
         engine: crds::EngineName::Torchscript,
         engine_version: long.clone(),
         provider: crds::Provider::Openvino,
@@ -24,7 +26,7 @@ fn full(text: &str, times: usize, notes: usize, domains: usize) -> Report {
         dtype: long.clone(),
         batch: u32::MAX,
         threads: u32::MAX,
-        lines: LineCounts { total: u64::MAX, done: u64::MAX, failed: u64::MAX },
+        lines: LineCounts { total: u64::MAX, done: u64::MAX, failed: u64::MAX, taken_over: u64::MAX },
         tokens_in: u64::MAX,
         tokens_out: u64::MAX,
         milliseconds: PhaseMilliseconds {
@@ -52,6 +54,10 @@ fn full(text: &str, times: usize, notes: usize, domains: usize) -> Report {
             gpu_memory_peak_bytes: Some(u64::MAX),
         },
         output_sha256: Some("f".repeat(64)),
+        merge_pending: true,
+        repeated_lines: u64::MAX,
+        earlier: Vec::new(),
+        earlier_summed: None,
         failure: Some(Failure { reason: long.clone(), message: long }),
     }
 }
