@@ -70,7 +70,7 @@ cluster-tests: ## the tests that need the local cluster, as `make demo` leaves i
 	. build/images/images.env
 	set +a
 	tests/faults.sh
-	cargo test --release --workspace --test jobs --test energy_models --test release
+	cargo test --release --workspace --test jobs --test planning --test energy_models --test node_agent --test release
 
 # The self-test has a cluster of its own, and a machine has room for one: it stops the other, whose state stays.
 .PHONY: cluster-selftest

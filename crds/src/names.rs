@@ -14,6 +14,11 @@ pub const LABEL_CPU_MODEL: &str = "joulecast.dev/cpu-model";
 /// Node label: product name of the GPU, in label characters.
 pub const LABEL_GPU_PRODUCT: &str = "joulecast.dev/gpu-product";
 
+/// Node annotation: power of the node's metered domains when idle, in milliwatts; absent until it was measured.
+pub const ANNOTATION_IDLE_MILLIWATTS: &str = "joulecast.dev/idle-milliwatts";
+/// Node annotation: design power of the node's packages, in milliwatts; absent where the kernel does not tell it.
+pub const ANNOTATION_MAX_MILLIWATTS: &str = "joulecast.dev/max-milliwatts";
+
 /// Label of child objects: name of the InferenceJob that they belong to.
 pub const LABEL_JOB: &str = "joulecast.dev/inference-job";
 /// Label of child objects: UID of the InferenceJob that they belong to, which tells a job from one of the same name.
@@ -41,6 +46,11 @@ pub const FINALIZER_REPORT: &str = "joulecast.dev/report";
 pub const RESOURCE_CPU: &str = "joulecast.dev/cpu";
 /// Extended resource: one slot is one GPU or one MIG instance.
 pub const RESOURCE_CUDA: &str = "joulecast.dev/cuda";
+
+/// Variable that the node agent sets in a container that holds a slot: path of the slot's metering socket.
+pub const ENV_METER_SOCKET: &str = "JOULECAST_METER_SOCKET";
+/// Variable that the node agent sets in a container that holds a CPU slot: the CPUs of its package, as a hint (`0-3,8`).
+pub const ENV_SLOT_CPUS: &str = "JOULECAST_SLOT_CPUS";
 
 /// Variable that carries the run specification as JSON into a runtime pod.
 pub const ENV_RUN_SPEC: &str = "JOULECAST_RUN_SPEC";

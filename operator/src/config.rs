@@ -10,6 +10,7 @@
 //!   resources:                    # of a runtime container whose job names none; this is the default
 //!     requests: {cpu: "1", memory: 1Gi}
 //!     limits: {cpu: "1", memory: 1Gi}
+//! slots: [cpu]                    # classes of nodes whose runs ask for a slot of the node agent; none if absent
 //! watts:                          # power of one CPU where a node has no meter; the runtime's own table if absent
 //!   busyMilliwattsPerCpu: 7000
 //!   idleMilliwattsPerCpu: 1500
@@ -68,7 +69,7 @@ use k8s_openapi::api::core::v1::ResourceRequirements;
 use k8s_openapi::api::networking::v1::NetworkPolicyPeer;
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use thiserror::Error;
 
@@ -81,6 +82,9 @@ pub struct Config {
     /// What pods get where their job says nothing.
     #[serde(default)]
     pub pod_defaults: PodDefaults,
+    /// Classes of nodes whose runs ask for a slot of the node agent, and so for its meter.
+    #[serde(default)]
+    pub slots: BTreeSet<DeviceClass>,
     /// Power of one CPU for the model-based estimate on nodes without a meter.
     #[serde(default)]
     pub watts: Option<WattSettings>,
@@ -395,7 +399,7 @@ mod tests {
         assert_eq!(config.progress_seconds, 2);
         assert_eq!(config.retries, Retries::default());
         assert_eq!(config.pod_defaults.resources.limits.unwrap()["memory"].0, "1Gi");
-        assert!(config.network_policy.is_none() && config.watts.is_none());
+        assert!(config.network_policy.is_none() && config.watts.is_none() && config.slots.is_empty());
         assert!(config.runtimes[0].offers(EngineName::Candle, Provider::Cpu));
         assert!(!config.runtimes[0].offers(EngineName::Candle, Provider::Cuda));
     }

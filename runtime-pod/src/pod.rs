@@ -137,6 +137,9 @@ pub fn read_spec(environment: &Environment, mut metering: choice::Settings) -> R
         metering.watts =
             Some(Watts::set(Milliwatts(watts.busy_milliwatts_per_cpu), Milliwatts(watts.idle_milliwatts_per_cpu)));
     }
+    if let Some(slot) = &mut metering.slot {
+        slot.job = Some(run.job.clone());
+    }
     let name = plain(&environment.name);
     let configuration = run.configuration;
     let role = match task {
@@ -269,6 +272,7 @@ mod tests {
             host: Host::default(),
             watts: None,
             baseline: Duration::ZERO,
+            slot: Some(choice::Slot { socket: "/s".into(), job: None }),
         }
     }
 
@@ -290,6 +294,7 @@ mod tests {
         assert_eq!((run.division.clone(), grace), (Division::whole(), Duration::from_secs(30)));
         assert_eq!((run.load.batch, run.load.threads), (4, None));
         assert_eq!(run.metering.watts.unwrap().busy_per_cpu, Milliwatts(3000));
+        assert_eq!(run.metering.slot.unwrap().job.as_deref(), Some("j"));
         assert_eq!(run.identity.unwrap().job_uid, "u");
         assert!(run.overwrite);
         for (theirs, ours) in crds::EngineName::ALL.iter().zip(EngineName::ALL) {

@@ -12,7 +12,7 @@ use crate::progress::ProgressKey;
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::names::{
     CONTAINER, ENV_POD_NAME, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_ATTEMPT, LABEL_CONFIGURATION,
-    LABEL_DEVICE_CLASS, LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, LABEL_TASK, PROGRESS_PORT, RESOURCE_CUDA,
+    LABEL_DEVICE_CLASS, LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, LABEL_TASK, PROGRESS_PORT, RESOURCE_CPU, RESOURCE_CUDA,
 };
 use joulecast_crds::run_spec::{Assignment, RunIdentity, RunSpec, Task, VERSION};
 use joulecast_crds::{DeviceClass, InferenceJob};
@@ -265,9 +265,17 @@ pub(crate) fn affinity(class: DeviceClass) -> Affinity {
 
 fn resources(launch: &Launch, job: &ValidJob, config: &Config) -> ResourceRequirements {
     let mut resources = job.pod.resources.clone().unwrap_or_else(|| config.pod_defaults.resources.clone());
-    if launch.chosen.device_class == DeviceClass::Cuda && launch.task == Task::Run {
+    let class = launch.chosen.device_class;
+    // Whoever merges computes nothing.
+    let slot = match class {
+        _ if launch.task == Task::Merge => None,
         // Without a slot the pod would see no GPU.
-        resources.limits.get_or_insert_default().entry(RESOURCE_CUDA.into()).or_insert_with(|| Quantity("1".into()));
+        DeviceClass::Cuda => Some(RESOURCE_CUDA),
+        // Without a slot it runs, and estimates its energy.
+        DeviceClass::Cpu => config.slots.contains(&class).then_some(RESOURCE_CPU),
+    };
+    if let Some(slot) = slot {
+        resources.limits.get_or_insert_default().entry(slot.into()).or_insert_with(|| Quantity("1".into()));
     }
     resources
 }
@@ -527,6 +535,23 @@ mod tests {
         let mut config = samples::config();
         config.network_policy = None;
         assert!(built(|_| (), &config).network_policy.is_none());
+    }
+
+    #[test]
+    fn a_slot_is_asked_for_where_the_configuration_says_so() {
+        let limit = |config: &Config, own: Option<&str>| {
+            let with = |spec: &mut InferenceJobSpec| {
+                let limits = own.map(|own| BTreeMap::from([(RESOURCE_CPU.to_owned(), Quantity(own.into()))]));
+                spec.pod_template.resources = own.map(|_| ResourceRequirements { limits, ..Default::default() });
+            };
+            let limits = pod(&built(with, config)).containers[0].resources.clone().unwrap().limits.unwrap();
+            limits.get(RESOURCE_CPU).map(|amount| amount.0.clone())
+        };
+        let mut config = samples::config();
+        assert_eq!(limit(&config, None), None);
+        config.slots.insert(DeviceClass::Cpu);
+        assert_eq!(limit(&config, None).as_deref(), Some("1"));
+        assert_eq!(limit(&config, Some("2")).as_deref(), Some("2"), "what the job says is not touched");
     }
 
     #[test]
