@@ -1,10 +1,11 @@
 //! What the operator hands to a runtime pod, as JSON in [`crate::names::ENV_RUN_SPEC`].
 
 use crate::engine::{DeviceClass, EngineName, Provider};
+use crate::learning::Forecast;
 use serde::{Deserialize, Serialize};
 
 /// One run: what to compute, with what, from where to where. Paths are those inside the pod.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RunSpec {
     /// Version of this format; a runtime refuses one that it does not know.
@@ -46,6 +47,9 @@ pub struct RunSpec {
     /// Watts for the model-based estimate where the node has no meter; the documented table if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watts: Option<WattSettings>,
+    /// The energy model that the run was placed by; the report says how it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<Forecast>,
     /// Seconds between SIGTERM and SIGKILL, `terminationGracePeriodSeconds` of the pod: the requests in flight are finished
     /// if they fit in.
     #[serde(default = "thirty", skip_serializing_if = "is_thirty")]

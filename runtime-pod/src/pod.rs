@@ -9,6 +9,7 @@ use crate::batch_file::parts::{Role, Who};
 use crate::engine::{EngineName, LoadOptions, Provider};
 use crate::fail_point;
 use crate::report;
+use crate::request_sums::{BadForecast, RequestTally};
 use crate::run::journal::{Entry, Journal};
 use crate::run::share::Division;
 use crate::run::{Outcome, Run, Surroundings, run};
@@ -48,6 +49,9 @@ pub enum SpecError {
         /// Blocks.
         shards: u32,
     },
+    /// What it was predicted by.
+    #[error("{ENV_RUN_SPEC}: {0}; operator and runtime image may be of different releases")]
+    Forecast(#[from] BadForecast),
     /// A number is out of range.
     #[error("{ENV_RUN_SPEC}: {field}: {value} is out of range; it must be {want}")]
     OutOfRange {
@@ -110,6 +114,7 @@ pub fn read_spec(environment: &Environment, mut metering: choice::Settings) -> R
         batch,
         threads,
         watts,
+        forecast,
         grace_seconds,
     } = serde_json::from_str(json)?;
     if batch == 0 {
@@ -118,6 +123,7 @@ pub fn read_spec(environment: &Environment, mut metering: choice::Settings) -> R
     if shards == 0 {
         return Err(SpecError::OutOfRange { field: "shards", value: 0, want: "at least 1" });
     }
+    RequestTally::new(batch as usize, forecast.as_ref())?;
     let shard = match (shards, task) {
         (1, _) | (_, Task::Merge) => 0,
         (shards, Task::Run) => {
@@ -130,6 +136,9 @@ pub fn read_spec(environment: &Environment, mut metering: choice::Settings) -> R
     if let Some(watts) = watts {
         metering.watts =
             Some(Watts::set(Milliwatts(watts.busy_milliwatts_per_cpu), Milliwatts(watts.idle_milliwatts_per_cpu)));
+    }
+    if let Some(slot) = &mut metering.slot {
+        slot.job = Some(run.job.clone());
     }
     let name = plain(&environment.name);
     let configuration = run.configuration;
@@ -155,6 +164,7 @@ pub fn read_spec(environment: &Environment, mut metering: choice::Settings) -> R
         division: Division { shards, shard, assignment, configuration },
         identity: Some(run),
         metering,
+        forecast,
     };
     Ok(Order { run, grace: Duration::from_secs(grace_seconds.into()) })
 }
@@ -262,6 +272,7 @@ mod tests {
             host: Host::default(),
             watts: None,
             baseline: Duration::ZERO,
+            slot: Some(choice::Slot { socket: "/s".into(), job: None }),
         }
     }
 
@@ -283,6 +294,7 @@ mod tests {
         assert_eq!((run.division.clone(), grace), (Division::whole(), Duration::from_secs(30)));
         assert_eq!((run.load.batch, run.load.threads), (4, None));
         assert_eq!(run.metering.watts.unwrap().busy_per_cpu, Milliwatts(3000));
+        assert_eq!(run.metering.slot.unwrap().job.as_deref(), Some("j"));
         assert_eq!(run.identity.unwrap().job_uid, "u");
         assert!(run.overwrite);
         for (theirs, ours) in crds::EngineName::ALL.iter().zip(EngineName::ALL) {

@@ -51,6 +51,8 @@ pub fn build(run: &Run, book: &Book, failure: Option<&RunFailure>) -> Report {
             gpu_mean_millis: None,
             gpu_memory_peak_bytes: None,
         }),
+        artifact_digest: book.artifact_digest.clone(),
+        request_sums: book.request_sums.clone(),
         output_sha256: book.output_sha256.clone(),
         merge_pending: book.merge_pending,
         repeated_lines: book.repeated,
@@ -102,12 +104,12 @@ fn energy(recording: Option<&Recording>) -> EnergyReport {
 
 /// The report as JSON of at most [`TERMINATION_MESSAGE_BYTES`] bytes. Of earlier attempts the newest stand one by one, the
 /// rest as a sum. What does not fit is cut in this order: long notes, more of the earlier attempts into the sum, notes, the
-/// failure's message, domains, names; a cut text ends in `...`.
+/// failure's message, the sums of requests, domains, names; a cut text ends in `...`.
 #[must_use]
 pub fn message(report: &Report) -> String {
     let mut report = report.clone();
     let fold = |report: &mut Report, keep| fold(&mut report.earlier, &mut report.earlier_summed, keep);
-    let cuts: [&dyn Fn(&mut Report); 8] = [
+    let cuts: [&dyn Fn(&mut Report); 9] = [
         &|report| fold(report, EARLIER),
         &|report| {
             report.energy.notes.truncate(8);
@@ -125,6 +127,7 @@ pub fn message(report: &Report) -> String {
                 cut(&mut failure.message, 700);
             }
         },
+        &|report| report.request_sums = None,
         &|report| report.energy.domain_millijoules.clear(),
         &|report| {
             cut(&mut report.attempt, 63);

@@ -13,6 +13,7 @@ mod watch;
 
 pub use failure::RunFailure;
 
+use crate::artifact_digest;
 use crate::batch_file::parts::{Attempt, Parts, Who};
 use crate::batch_file::result::Frame;
 use crate::batch_file::results::Results;
@@ -21,11 +22,13 @@ use crate::engine::{self, EngineInfo, LoadOptions};
 use crate::generate::{Generator, Summary};
 use crate::progress::Progress;
 use crate::report;
+use crate::request_sums::RequestTally;
 use crate::stop::Stop;
 use crate::tokenizer::Tokenizer;
 use earlier::Earlier;
 use feed::{Energy, Feed};
 use joulecast_crds::DeviceClass;
+use joulecast_crds::learning::{Forecast, RequestSums};
 use joulecast_crds::report::{LineCounts, Report};
 use joulecast_crds::run_spec::{RunIdentity, Task};
 use joulecast_meter::{Clock, Microjoules, Recorder, Recording, Sampler, choice, sampler};
@@ -69,6 +72,8 @@ pub struct Run {
     pub identity: Option<RunIdentity>,
     /// How it is metered.
     pub metering: choice::Settings,
+    /// The energy model that it was placed by.
+    pub forecast: Option<Forecast>,
 }
 
 impl Run {
@@ -128,6 +133,10 @@ pub struct Book {
     pub load_energy: Option<Microjoules>,
     /// Energy handed out to lines.
     pub lines_energy: Option<Microjoules>,
+    /// What the model's files are.
+    pub artifact_digest: Option<String>,
+    /// The completed requests as a whole.
+    pub request_sums: Option<RequestSums>,
     /// SHA-256 of the finished output.
     pub output_sha256: Option<String>,
     /// All lines of the run have a result, and others' results are still to be put together with them.
@@ -372,6 +381,10 @@ impl Work<'_> {
         let Self { run, around, .. } = self;
         let clock = &around.clock;
         let began = clock();
+        // A run is worth more than its digest; without one it teaches no energy model.
+        book.artifact_digest = artifact_digest::of(&run.load.model_dir)
+            .inspect_err(|error| tracing::warn!(%error, "the model's files cannot be told"))
+            .ok();
         let tokenizer = Tokenizer::load(&run.load.model_dir)?;
         let mut engine = engine::load(&run.load)?;
         book.load = clock().saturating_sub(began);
@@ -395,12 +408,16 @@ impl Work<'_> {
             Some(survey) => run.division.share(survey.total)?,
             None => Share::all(),
         };
+        // A forecast that cannot be read was refused with the run's specification.
+        let requests = RequestTally::new(run.load.batch, run.forecast.as_ref()).unwrap_or_default();
         let mut feed = Feed::new(lines, &tokenizer, ids, output, frame, energy, around, (share, survey));
+        feed.tally_requests(requests);
         let result = Generator::new(engine.as_mut(), &tokenizer).run(&mut feed);
 
         let tally = feed.finish();
         (book.lines, book.tokens_in, book.tokens_out) = (tally.lines, tally.tokens_in, tally.tokens_out);
         book.lines_energy = tally.energy;
+        book.request_sums = Some(tally.requests.finish());
         let (summary, error) = match result {
             Ok(summary) => (summary, None),
             Err(error) => (*error.summary, Some(error.error)),

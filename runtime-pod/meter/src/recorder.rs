@@ -130,7 +130,7 @@ impl Recorder {
     /// Ends the window at `now`.
     #[must_use]
     pub fn finish(mut self, now: Duration) -> Recording {
-        let totals = self.meter.sample(now);
+        let totals = self.meter.finish(now);
         self.follow_cpu(now);
         let length = now.saturating_sub(self.first.at);
         let gross = totals.gross.zip(self.first.gross).and_then(|(now, first)| now.minus(first));

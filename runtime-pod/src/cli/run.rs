@@ -2,7 +2,7 @@
 
 use super::{OutputFormat, shell};
 use clap::{Args, ValueEnum};
-use joulecast_crds::names::exit;
+use joulecast_crds::names::{ENV_METER_SOCKET, exit};
 use joulecast_crds::run_spec::Task;
 use joulecast_meter::modelled::watts::Watts;
 use joulecast_meter::{Host, Milliwatts, choice, rapl};
@@ -66,7 +66,8 @@ pub(crate) struct RunArgs {
 /// How energy is metered.
 #[derive(Debug, Args)]
 pub(crate) struct MeterArgs {
-    /// Meter: `auto` takes RAPL if it can be read, else the estimate; a meter named here is never replaced.
+    /// Meter: `auto` takes the node agent if there is a slot, else RAPL if it can be read, else the estimate; a meter named
+    /// here is never replaced.
     #[arg(long, value_enum, default_value_t = WantedMeter::Auto)]
     meter: WantedMeter,
     /// Seconds for which idle power is measured before the run (RAPL only); 0 leaves it out.
@@ -81,11 +82,14 @@ pub(crate) struct MeterArgs {
     /// Directory of the powercap zones.
     #[arg(long, value_name = "DIR", default_value = rapl::POWERCAP)]
     powercap: PathBuf,
+    /// Metering socket of the slot that this run holds; the node agent sets it in the pods that it gives a slot.
+    #[arg(long, value_name = "SOCKET", env = ENV_METER_SOCKET)]
+    slot: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum WantedMeter {
-    /// RAPL if it can be read, else the estimate.
+    /// The node agent if there is a slot, else RAPL if it can be read, else the estimate.
     Auto,
     /// RAPL through powercap.
     Rapl,
@@ -128,6 +132,7 @@ impl MeterArgs {
                 .zip(self.idle_watts)
                 .map(|(busy, idle)| Watts::set(milliwatts(busy), milliwatts(idle))),
             baseline: Duration::from_secs_f64(self.idle_seconds),
+            slot: self.slot.clone().map(|socket| choice::Slot { socket, job: None }),
         }
     }
 }
@@ -178,6 +183,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
         division: Division::whole(),
         identity: None,
         metering,
+        forecast: None,
     };
     let Outcome { report, failure, book, journal: _ } = run_engine(&run, &around);
     tidy(&run, failure.is_none() || report.lines.done == 0);

@@ -73,6 +73,8 @@ fn full(text: &str, times: usize, notes: usize, domains: usize) -> Report {
             gpu_mean_millis: Some(u64::MAX),
             gpu_memory_peak_bytes: Some(u64::MAX),
         },
+        artifact_digest: Some(format!("files-sha256:{}", "f".repeat(64))),
+        request_sums: None,
         output_sha256: Some("f".repeat(64)),
         merge_pending: true,
         repeated_lines: u64::MAX,

@@ -98,6 +98,7 @@ impl RunFailure {
             Self::Engine(error) => match error {
                 EngineError::NotInBuild { .. }
                 | EngineError::NotImplemented { .. }
+                | EngineError::NoLibrary { .. }
                 | EngineError::NoProvider { .. } => "EngineUnavailable",
                 EngineError::Model { .. } => "ModelInvalid",
                 EngineError::Option { .. } => "OptionInvalid",

@@ -8,6 +8,7 @@ use crate::batch_file::request::custom_id_of;
 use crate::batch_file::result::{Frame, LineEnergy};
 use crate::batch_file::{BatchRequest, Content, CustomIds, Endpoint, LineProblem, Lines, Output, Prompt};
 use crate::generate::{Completion, Failure, Phase, Request, RequestProblem, Step, Workload};
+use crate::request_sums::RequestTally;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use joulecast_crds::report::LineCounts;
 use joulecast_meter::{Microjoules, Source};
@@ -51,17 +52,20 @@ pub struct Energy<'a> {
     source: Source,
     meter: String,
     shares: Shares,
+    /// The share of the line that ended last.
+    latest: Option<Microjoules>,
 }
 
 impl<'a> Energy<'a> {
     /// Generation begins: from now on energy is handed out to lines. `gross` gives the meter's running total.
     pub fn begin(gross: &'a dyn Fn() -> Option<Microjoules>, source: Source, meter: &str) -> Self {
-        Self { gross, source, meter: meter.to_owned(), shares: Shares::begin(gross()) }
+        Self { gross, source, meter: meter.to_owned(), shares: Shares::begin(gross()), latest: None }
     }
 
     fn end(&mut self, device: Duration) -> (LineEnergy<'_>, Option<Microjoules>) {
         let gross = (self.gross)();
         let share = self.shares.end(device, gross);
+        self.latest = share;
         let source = if share.is_some() { self.source } else { Source::Unavailable };
         (LineEnergy::new(share, source, &self.meter), gross)
     }
@@ -114,6 +118,8 @@ pub struct Tally {
     pub tokens_in: u64,
     /// Generated tokens of completed lines.
     pub tokens_out: u64,
+    /// The completed requests as a whole.
+    pub requests: RequestTally,
     /// Energy handed out to lines.
     pub energy: Option<Microjoules>,
     /// Why it could not go on.
@@ -157,6 +163,11 @@ impl<'a, R: BufRead> Feed<'a, R> {
         };
         feed.show(None);
         feed
+    }
+
+    /// Adds up completed requests here; one without a forecast unless this is called.
+    pub fn tally_requests(&mut self, requests: RequestTally) {
+        self.tally.requests = requests;
     }
 
     /// Ends the feed.
@@ -292,8 +303,10 @@ impl<'a, R: BufRead> Feed<'a, R> {
         let name = (completion.id, flight.custom_id.as_str());
         let result = self.frame.completed(name, flight.endpoint, completion, created, energy);
         self.output.append(&flight.head, &serde_json::to_vec(&result)?)?;
-        self.tally.tokens_in += u64::from(completion.prompt_tokens);
-        self.tally.tokens_out += completion.tokens.len() as u64;
+        let (tokens_in, tokens_out) = (u64::from(completion.prompt_tokens), completion.tokens.len() as u64);
+        self.tally.tokens_in += tokens_in;
+        self.tally.tokens_out += tokens_out;
+        self.tally.requests.add(tokens_in, tokens_out, self.energy.latest, completion.timings.device());
         self.count_done(gross);
         Ok(())
     }
