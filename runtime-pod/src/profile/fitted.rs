@@ -101,11 +101,10 @@ mod tests {
         for batch in if pool { vec![1.0, 4.0] } else { vec![1.0] } {
             for x in [8.0, 32.0, 128.0, 512.0] {
                 for y in [8.0, 32.0, 128.0, 256.0] {
-                    for repeat in 0..3 {
+                    for _ in 0..3 {
                         let row = usable.len() as u32 + 1;
                         let noise = 1.0 + 0.02 * ((f64::from(row) * 0.618).fract() - 0.5);
                         let energy = (0.5 + 0.01 * x + (0.05 + 0.1 / batch) * y + 2e-5 * x * y) * noise;
-                        let _ = repeat;
                         usable.push(Sample {
                             row,
                             tau_in: x,

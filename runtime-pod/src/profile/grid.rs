@@ -42,12 +42,12 @@ impl Shuffle {
     #[must_use]
     pub fn new(seed: u64, stream: u64) -> Self {
         let mut mixed = Self(seed);
-        let first = mixed.next();
+        let first = mixed.draw();
         Self(first ^ stream.wrapping_mul(0xD129_0B26_8B4E_6D35))
     }
 
     /// The next number.
-    pub fn next(&mut self) -> u64 {
+    pub fn draw(&mut self) -> u64 {
         self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -58,7 +58,7 @@ impl Shuffle {
     /// A number below `limit`, which is at least 1.
     pub fn below(&mut self, limit: u64) -> u64 {
         // The product's upper half; the bias is below limit / 2^64.
-        ((u128::from(self.next()) * u128::from(limit.max(1))) >> 64) as u64
+        ((u128::from(self.draw()) * u128::from(limit.max(1))) >> 64) as u64
     }
 
     /// Every order is as likely (Fisher and Yates).
