@@ -1,7 +1,10 @@
 //! `InferenceJob`: a file of prompts, the models that would do, an objective; and what became of it.
 
+use crate::decimal::Decimal;
 use crate::engine::{ArtifactFormat, DeviceClass, EngineName, Provider};
 use crate::inference_model::ClaimPath;
+use crate::learning::{Assessment, FinishedRun};
+use crate::planned::{PlannedShare, SolvedPlan};
 use crate::report::EnergySource;
 use k8s_openapi::api::core::v1::{LocalObjectReference, ResourceRequirements, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -53,6 +56,9 @@ pub struct InferenceJobSpec {
     /// Limits on where the job may run; read until the job has been started.
     #[serde(default)]
     pub constraints: Constraints,
+    /// What may be done with a configuration that nobody has measured yet: Try (it may run unpredicted), UsePrior (it may run if data-sheet figures predict it) or ProfileFirst (it waits until a ProfileRun has made an EnergyModel of it).
+    #[serde(default)]
+    pub cold_start: ColdStart,
     /// Largest fraction of lines that may end as error results, as a decimal string; above it the job is Failed, below it Complete with the failed lines counted.
     #[serde(default = "default_max_failed_fraction")]
     #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
@@ -83,6 +89,18 @@ fn default_max_failed_fraction() -> String {
 
 fn default_backoff_limit() -> i32 {
     3
+}
+
+/// What may be done with a configuration that nobody has measured yet.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ColdStart {
+    /// It may run unpredicted.
+    #[default]
+    Try,
+    /// It may run if data-sheet figures predict it.
+    UsePrior,
+    /// It waits until a ProfileRun has made an EnergyModel of it.
+    ProfileFirst,
 }
 
 fn default_parallelism() -> i32 {
@@ -171,6 +189,46 @@ pub struct Constraints {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
     pub min_accuracy: Option<String>,
+    /// Most gross joules that the requests may be predicted to take; a plan within it is found, or none is made and the condition Planned says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_energy_joules: Option<i64>,
+    /// Seconds from the creation of the job to the last result that the plan must be predicted to keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 315_360_000))]
+    pub complete_within_seconds: Option<i64>,
+    /// The same as a time; of both the earlier one counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete_by: Option<Time>,
+    /// Bounds on the shares of the requests that configurations get.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub shares: Vec<ShareBound>,
+}
+
+/// Bounds on the share of the requests of each configuration that fits the selectors; absent selectors fit all.
+#[derive(KubeSchema, Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.min) || has(self.max)").message("shares: give min, max or both"))]
+pub struct ShareBound {
+    /// InferenceModel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub model: Option<String>,
+    /// Engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineName>,
+    /// Execution provider.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<Provider>,
+    /// Least share as a decimal string, for example "0.1".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
+    pub min: Option<String>,
+    /// Largest share as a decimal string.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
+    pub max: Option<String>,
 }
 
 /// Additions to the pods that run the job. They cannot weaken the security context.
@@ -209,7 +267,7 @@ pub struct InferenceJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub state: Option<String>,
-    /// Planned, Running, Suspended, Complete, Failed, EnergyReported: each with reason and message.
+    /// Planned, Running, Suspended, Complete, Failed, EnergyReported, Extrapolating, ModelDrift: each with reason and message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -226,6 +284,16 @@ pub struct InferenceJobStatus {
     /// What was measured, over all attempts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
+    /// Measured over predicted joules of the requests that were completed, as a decimal string; absent without a prediction or a reading.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual: Option<Decimal>,
+    /// Prediction beside measurement, once a run that was predicted has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assessment: Option<Assessment>,
+    /// The latest ended runs, as EnergyModels learn from them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub finished_runs: Vec<FinishedRun>,
     /// Attempts that ended without success, by what was at fault.
     #[serde(default, skip_serializing_if = "Failures::is_none")]
     pub failures: Failures,
@@ -274,6 +342,9 @@ pub struct Plan {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub predicted_summary: Option<String>,
+    /// The solved plan in figures; absent without predictions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub solved: Option<SolvedPlan>,
 }
 
 /// A configuration: model artifact, engine, provider and class of nodes.
@@ -293,9 +364,34 @@ pub struct ChosenConfiguration {
     pub provider: Provider,
     /// Class of nodes.
     pub device_class: DeviceClass,
+    /// Sequences decoded together; absent in plans of older releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub batch: Option<i32>,
+    /// What predictions for it stand on: Fitted (an EnergyModel), Prior (data-sheet figures) or Unmodelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<PredictionBasis>,
+    /// The EnergyModel, where predictions are Fitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub energy_model: Option<String>,
+    /// What it is given and is predicted to take; absent without predictions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned: Option<PlannedShare>,
     /// Why it was chosen.
     #[schemars(length(max = 512))]
     pub reason: String,
+}
+
+/// What the predictions for a candidate stand on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PredictionBasis {
+    /// An EnergyModel that was fitted to measurements.
+    Fitted,
+    /// Figures of the device's and the model's size alone, with wide intervals.
+    Prior,
+    /// Nothing.
+    Unmodelled,
 }
 
 /// A candidate that was left out, or all candidates of a model or engine that share a reason.
@@ -314,6 +410,17 @@ pub struct LeftOutCandidate {
     /// Class of nodes; absent where the provider is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_class: Option<DeviceClass>,
+    /// Sequences decoded together; absent if the reason holds for every batch size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub batch: Option<i32>,
+    /// What predictions for it would stand on: Fitted (an EnergyModel), Prior (data-sheet figures) or Unmodelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<PredictionBasis>,
+    /// The EnergyModel, where predictions are Fitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub energy_model: Option<String>,
     /// Why it was left out, as a sentence.
     #[schemars(length(max = 512))]
     pub reason: String,
@@ -546,4 +653,8 @@ pub mod conditions {
     pub const SUSPENDED: &str = "Suspended";
     /// The reports of all attempts are in status.measured.
     pub const ENERGY_REPORTED: &str = "EnergyReported";
+    /// Requests lay outside of what the EnergyModel has seen.
+    pub const EXTRAPOLATING: &str = "Extrapolating";
+    /// The EnergyModel that predicted has drifted.
+    pub const MODEL_DRIFT: &str = "ModelDrift";
 }

@@ -24,7 +24,9 @@ use thiserror::Error;
 
 pub mod account;
 pub mod apply;
+mod assess;
 pub mod attempts;
+pub mod basis;
 pub mod build;
 pub mod caches;
 pub mod candidates;
@@ -34,6 +36,7 @@ pub mod facts;
 pub mod ledger;
 pub mod observe;
 pub mod orphans;
+pub mod plan_step;
 pub mod status;
 pub mod story;
 pub mod validate;
@@ -127,7 +130,7 @@ pub async fn reconcile(job: Arc<InferenceJob>, context: Arc<Context>) -> Result<
         Err(error) => return Err(Error::Status(error)),
     }
     context.metrics.reconciled(started.elapsed());
-    forget_failures(&snapshot.job, &context);
+    forget_failures(snapshot.job.meta().uid.as_deref(), &context);
     Ok(next(&snapshot, &decision, &applied, &context))
 }
 
@@ -184,20 +187,30 @@ fn failures(context: &Context) -> std::sync::MutexGuard<'_, HashMap<String, u32>
     context.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn forget_failures(job: &InferenceJob, context: &Context) {
-    failures(context).remove(job.meta().uid.as_deref().unwrap_or_default());
+pub(crate) fn forget_failures(uid: Option<&str>, context: &Context) {
+    failures(context).remove(uid.unwrap_or_default());
+}
+
+/// Counts a failed reconcile of the object of this UID; how many there were in a row.
+pub(crate) fn on_failure(uid: &str, class: Class, context: &Context) -> u32 {
+    context.metrics.failed(class);
+    let mut failures = failures(context);
+    let count = failures.entry(uid.to_owned()).or_insert(0);
+    *count = count.saturating_add(1);
+    *count
+}
+
+/// How long to wait after so many failures in a row.
+pub(crate) fn retry_after(class: Class, count: u32) -> Duration {
+    let (first, longest) = BACKOFF;
+    if class == Class::Refused { longest } else { first.saturating_mul(1 << (count.max(1) - 1).min(16)).min(longest) }
 }
 
 /// When to try again after an error: soon after a conflict, then ever later.
 pub fn on_error(job: Arc<InferenceJob>, error: &Error, context: Arc<Context>) -> Action {
     let class = error.class();
-    context.metrics.failed(class);
-    let mut failures = failures(&context);
-    let count = failures.entry(job.meta().uid.clone().unwrap_or_default()).or_insert(0);
-    *count = count.saturating_add(1);
-    let (first, longest) = BACKOFF;
-    let wait =
-        if class == Class::Refused { longest } else { first.saturating_mul(1 << (*count - 1).min(16)).min(longest) };
+    let count = on_failure(job.meta().uid.as_deref().unwrap_or_default(), class, &context);
+    let wait = retry_after(class, count);
     if class == Class::Conflict {
         // The cache was a moment behind: the next try sees the newer version.
         tracing::debug!(%error, ?wait, "decided over an old version");

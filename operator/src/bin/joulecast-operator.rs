@@ -5,8 +5,10 @@ use clap::{Parser, ValueEnum};
 use futures::StreamExt;
 use joulecast_operator::config::Config;
 use joulecast_operator::controller::{self, Context, caches, observe, orphans};
+use joulecast_operator::energy_model::keep;
 use joulecast_operator::leader::{Candidate, Timing};
 use joulecast_operator::metrics::Metrics;
+use joulecast_operator::profile_run::{self, ProfileContext};
 use joulecast_operator::progress::{ProgressKey, ProgressReader};
 use joulecast_operator::{serve, uninstall};
 use kube::Client;
@@ -124,12 +126,14 @@ async fn run(arguments: Arguments) -> Result<()> {
         .await
         .with_context(|| format!("--listen {}", arguments.listen))?;
 
-    let deletions = Arc::new(Notify::new());
-    let (caches, controller) = caches::watch(&client, arguments.watch_namespace.as_deref(), deletions.clone());
+    let (deletions, lessons) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (caches, controller) =
+        caches::watch(&client, arguments.watch_namespace.as_deref(), deletions.clone(), lessons.clone());
+    let (profile_caches, profiles) = profile_run::caches::watch(&client, arguments.watch_namespace.as_deref());
     let reporter = Reporter { controller: "joulecast-operator".into(), instance: arguments.instance.clone() };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
-        metrics: Metrics::new(caches.jobs.clone()),
+        metrics: Metrics::new(caches.jobs.clone(), caches.energy_models.clone()),
         progress: ProgressReader::new(key, Duration::from_secs(u64::from(config.progress_seconds))),
         clock: observe::now,
         failures: Mutex::default(),
@@ -166,17 +170,24 @@ async fn run(arguments: Arguments) -> Result<()> {
         }
         leads.store(true, Ordering::Relaxed);
         let releaser = tokio::spawn(orphans::keep_releasing(context.clone(), deletions));
+        let learner = tokio::spawn(keep::keep_learning(context.clone(), lessons));
+        let measuring = Arc::new(ProfileContext { shared: context.clone(), caches: profile_caches });
+        let campaigns = profile_run::run(profiles, measuring, until_stop()).for_each(|()| std::future::ready(()));
         let reconciles = controller::run(controller, context, until_stop()).for_each(|()| std::future::ready(()));
+        let reconciles = async { tokio::join!(reconciles, campaigns) };
         if let Some(candidate) = &mut candidate {
             // What was begun is finished while the Lease is still renewed; one who lost it must not go on with anything.
             tokio::select! {
                 () = candidate.hold() => bail!("the Lease is lost: this process ends, and stands by when it is started again"),
-                () = reconciles => releaser.abort(),
+                _ = reconciles => {}
             }
+            releaser.abort();
+            learner.abort();
             candidate.release().await;
         } else {
             reconciles.await;
             releaser.abort();
+            learner.abort();
         }
         Ok(())
     };

@@ -69,7 +69,7 @@ pub fn class(error: &kube::Error) -> Class {
 /// result.
 pub async fn apply(prepared: &Prepared, client: &Client) -> Result<Applied, ApplyError> {
     // Without `..`: a new part cannot be forgotten here.
-    let Prepared { namespace, network_policy, children, child_patches, pod_patches } = prepared;
+    let Prepared { namespace, network_policy, plan, children, child_patches, pod_patches } = prepared;
     let mut applied = Applied::default();
     let mut ready = true;
     if let Some(policy) = network_policy {
@@ -77,6 +77,9 @@ pub async fn apply(prepared: &Prepared, client: &Client) -> Result<Applied, Appl
         ready = server_side(&api, "NetworkPolicy", policy.metadata.name.as_deref(), policy, &mut applied).await?;
     }
     let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
+    if let Some(plan) = plan.as_ref().filter(|_| ready) {
+        server_side(&jobs, "Job", plan.metadata.name.as_deref(), plan.as_ref(), &mut applied).await?;
+    }
     for child in children.iter().filter(|_| ready) {
         let name = child.metadata.name.as_deref();
         if server_side(&jobs, "Job", name, child, &mut applied).await? {
@@ -112,7 +115,11 @@ pub async fn release(
     Ok(())
 }
 
-async fn server_side<K>(
+/// Applies one object; whether it went through.
+///
+/// # Errors
+/// As [`apply`].
+pub(crate) async fn server_side<K>(
     api: &Api<K>,
     kind: &str,
     name: Option<&str>,
@@ -136,7 +143,7 @@ where
 }
 
 /// Whether it went through; a refusal is noted, anything else is an error.
-fn settle<T>(what: &str, result: Result<T, kube::Error>, applied: &mut Applied) -> Result<bool, ApplyError> {
+pub(crate) fn settle<T>(what: &str, result: Result<T, kube::Error>, applied: &mut Applied) -> Result<bool, ApplyError> {
     match result {
         Ok(_) => Ok(true),
         Err(error) => match class(&error) {

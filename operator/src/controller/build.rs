@@ -6,14 +6,15 @@
 use crate::config::Config;
 use crate::controller::decide::{ChildAction, Decision, Launch, fitted};
 use crate::controller::facts::Place;
+use crate::controller::plan_step::job::{assignment_path, input_path, inside, plan_job};
 use crate::controller::validate::{InputFile, ValidJob};
 use crate::progress::ProgressKey;
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::names::{
     CONTAINER, ENV_POD_NAME, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_ATTEMPT, LABEL_CONFIGURATION,
-    LABEL_DEVICE_CLASS, LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, LABEL_TASK, PROGRESS_PORT, RESOURCE_CUDA,
+    LABEL_DEVICE_CLASS, LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, LABEL_TASK, PROGRESS_PORT, RESOURCE_CPU, RESOURCE_CUDA,
 };
-use joulecast_crds::run_spec::{RunIdentity, RunSpec, Task, VERSION};
+use joulecast_crds::run_spec::{Assignment, RunIdentity, RunSpec, Task, VERSION};
 use joulecast_crds::{DeviceClass, InferenceJob};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
@@ -34,12 +35,12 @@ use std::collections::BTreeMap;
 pub const RUN_AS: i64 = 65_532;
 /// Seconds that a run has to stop and report after it was asked to.
 const GRACE_SECONDS: u32 = 30;
-/// Sequences that are decoded together.
+/// Sequences that are decoded together where no prediction says what is best.
 const BATCH: u32 = 1;
 /// Where the volumes stand in the pod.
 const MODEL_DIR: &str = "/model";
-const INPUT_DIR: &str = "/input";
-const OUTPUT_DIR: &str = "/output";
+pub(super) const INPUT_DIR: &str = "/input";
+pub(super) const OUTPUT_DIR: &str = "/output";
 
 /// What is to be sent to the API, built and not yet applied.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -48,6 +49,8 @@ pub struct Prepared {
     pub namespace: String,
     /// To be applied first, so that no run is ever reachable by all.
     pub network_policy: Option<Box<NetworkPolicy>>,
+    /// The Job of a plan step, to be applied.
+    pub plan: Option<Box<Job>>,
     /// To be applied.
     pub children: Vec<Job>,
     /// To be merged into the child of this name.
@@ -63,6 +66,10 @@ pub fn build(decision: &Decision, job: Option<&ValidJob>, config: &Config, key: 
         pod_patches: decision.release.iter().map(|(name, uid)| (name.clone(), release_patch(uid))).collect(),
         ..Prepared::default()
     };
+    if let (Some(ask), Some(job)) = (&decision.ask, job) {
+        prepared.network_policy = network_policy(ask.question.spec.run.epoch, job, config).map(Box::new);
+        prepared.plan = Some(Box::new(plan_job(ask, job, config)));
+    }
     for action in &decision.children {
         match (action, job) {
             (ChildAction::Launch(launch), Some(job)) => {
@@ -84,7 +91,8 @@ pub fn release_patch(uid: &str) -> Value {
     json!({"metadata": {"uid": uid, "$deleteFromPrimitiveList/finalizers": [FINALIZER_REPORT]}})
 }
 
-fn labels(epoch: u32, job: &ValidJob) -> BTreeMap<String, String> {
+/// The labels of everything of an epoch.
+pub(super) fn labels(epoch: u32, job: &ValidJob) -> BTreeMap<String, String> {
     [
         ("app.kubernetes.io/name", "joulecast-runtime".to_owned()),
         ("app.kubernetes.io/managed-by", "joulecast-operator".to_owned()),
@@ -109,7 +117,7 @@ fn labels_of_attempt(launch: &Launch, job: &ValidJob) -> BTreeMap<String, String
     labels
 }
 
-fn metadata(name: String, labels: BTreeMap<String, String>, job: &ValidJob) -> ObjectMeta {
+pub(super) fn metadata(name: String, labels: BTreeMap<String, String>, job: &ValidJob) -> ObjectMeta {
     ObjectMeta {
         name: Some(name),
         namespace: Some(job.namespace.clone()),
@@ -165,23 +173,17 @@ fn shards(launch: &Launch, job: &ValidJob) -> i32 {
 }
 
 fn pod_spec(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey) -> PodSpec {
-    let (volumes, volume_mounts) = volumes(launch, job);
+    let models = [(MODEL_DIR.to_owned(), &launch.artifact)];
+    // Whoever merges needs no model.
+    let models = if launch.task == Task::Merge { &[][..] } else { &models[..] };
+    let (volumes, volume_mounts) = volumes(models, job);
     let pod = &job.pod;
     PodSpec {
         restart_policy: Some("Never".into()),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
         termination_grace_period_seconds: Some(i64::from(GRACE_SECONDS)),
-        security_context: Some(PodSecurityContext {
-            run_as_non_root: Some(true),
-            run_as_user: Some(RUN_AS),
-            run_as_group: Some(RUN_AS),
-            fs_group: Some(RUN_AS),
-            // A large volume is not walked through again for every pod.
-            fs_group_change_policy: Some("OnRootMismatch".into()),
-            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), ..SeccompProfile::default() }),
-            ..PodSecurityContext::default()
-        }),
+        security_context: Some(pod_security()),
         affinity: (launch.task == Task::Run).then(|| affinity(launch.chosen.device_class)),
         node_selector: (!pod.node_selector.is_empty()).then(|| pod.node_selector.clone()),
         tolerations: (!pod.tolerations.is_empty()).then(|| pod.tolerations.clone()),
@@ -209,6 +211,21 @@ fn pod_spec(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey)
     }
 }
 
+/// What `restricted` asks of a pod.
+#[must_use]
+pub fn pod_security() -> PodSecurityContext {
+    PodSecurityContext {
+        run_as_non_root: Some(true),
+        run_as_user: Some(RUN_AS),
+        run_as_group: Some(RUN_AS),
+        fs_group: Some(RUN_AS),
+        // A large volume is not walked through again for every pod.
+        fs_group_change_policy: Some("OnRootMismatch".into()),
+        seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), ..SeccompProfile::default() }),
+        ..PodSecurityContext::default()
+    }
+}
+
 /// What `restricted` asks of a container.
 #[must_use]
 pub fn container_security() -> SecurityContext {
@@ -221,7 +238,7 @@ pub fn container_security() -> SecurityContext {
 }
 
 /// Nodes of the class; those without a label are of class `cpu`, so it excludes the others instead of asking for it.
-fn affinity(class: DeviceClass) -> Affinity {
+pub(crate) fn affinity(class: DeviceClass) -> Affinity {
     let requirement = if class == DeviceClass::Cpu {
         let others = DeviceClass::ALL.iter().filter(|other| **other != class).map(ToString::to_string).collect();
         NodeSelectorRequirement { key: LABEL_DEVICE_CLASS.into(), operator: "NotIn".into(), values: Some(others) }
@@ -248,9 +265,17 @@ fn affinity(class: DeviceClass) -> Affinity {
 
 fn resources(launch: &Launch, job: &ValidJob, config: &Config) -> ResourceRequirements {
     let mut resources = job.pod.resources.clone().unwrap_or_else(|| config.pod_defaults.resources.clone());
-    if launch.chosen.device_class == DeviceClass::Cuda && launch.task == Task::Run {
+    let class = launch.chosen.device_class;
+    // Whoever merges computes nothing.
+    let slot = match class {
+        _ if launch.task == Task::Merge => None,
         // Without a slot the pod would see no GPU.
-        resources.limits.get_or_insert_default().entry(RESOURCE_CUDA.into()).or_insert_with(|| Quantity("1".into()));
+        DeviceClass::Cuda => Some(RESOURCE_CUDA),
+        // Without a slot it runs, and estimates its energy.
+        DeviceClass::Cpu => config.slots.contains(&class).then_some(RESOURCE_CPU),
+    };
+    if let Some(slot) = slot {
+        resources.limits.get_or_insert_default().entry(slot.into()).or_insert_with(|| Quantity("1".into()));
     }
     resources
 }
@@ -288,31 +313,27 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
         engine: launch.chosen.engine,
         provider: launch.chosen.provider,
         device_class: launch.chosen.device_class,
-        input_path: match &job.input {
-            InputFile::Claim(claim) => inside(INPUT_DIR, &claim.path),
-            InputFile::ConfigMap(key) => inside(INPUT_DIR, &key.key),
-        },
+        input_path: input_path(job),
         output_path: inside(OUTPUT_DIR, &job.output.path),
         task: launch.task,
         shards: u32::try_from(shards(launch, job)).unwrap_or(1),
-        assignment_path: None,
-        batch: BATCH,
+        assignment: launch.assignment.clone().map(|(sha256, requests)| Assignment {
+            path: assignment_path(job, launch.place.epoch),
+            sha256,
+            requests,
+        }),
+        batch: launch.chosen.batch.and_then(|batch| u32::try_from(batch).ok()).unwrap_or(BATCH),
         threads: None,
         watts: config.watts,
+        forecast: launch.forecast.as_deref().cloned(),
         grace_seconds: GRACE_SECONDS,
     }
 }
 
-fn inside(directory: &str, path: &str) -> String {
-    if path.is_empty() { directory.to_owned() } else { format!("{directory}/{path}") }
-}
-
 /// The volumes, one for each claim however often it is used, and where they are mounted.
-fn volumes(launch: &Launch, job: &ValidJob) -> (Vec<Volume>, Vec<VolumeMount>) {
-    let mut claims: Vec<(&str, &ClaimPath, bool)> = Vec::new();
-    if launch.task == Task::Run {
-        claims.push((MODEL_DIR, &launch.artifact, true));
-    }
+pub(super) fn volumes(models: &[(String, &ClaimPath)], job: &ValidJob) -> (Vec<Volume>, Vec<VolumeMount>) {
+    let mut claims: Vec<(&str, &ClaimPath, bool)> =
+        models.iter().map(|(directory, claim)| (directory.as_str(), *claim, true)).collect();
     if let InputFile::Claim(claim) = &job.input {
         claims.push((INPUT_DIR, claim, true));
     }
@@ -326,7 +347,7 @@ fn volumes(launch: &Launch, job: &ValidJob) -> (Vec<Volume>, Vec<VolumeMount>) {
         let name = if let Some(volume) = volumes.iter().find(of_claim) {
             volume.name.clone()
         } else {
-            let name = directory.trim_start_matches('/').to_owned();
+            let name = directory.trim_start_matches('/').replace('/', "-");
             let only_read = claims.iter().all(|(_, other, ro)| other.claim_name != claim.claim_name || *ro);
             volumes.push(Volume {
                 name: name.clone(),
@@ -514,6 +535,23 @@ mod tests {
         let mut config = samples::config();
         config.network_policy = None;
         assert!(built(|_| (), &config).network_policy.is_none());
+    }
+
+    #[test]
+    fn a_slot_is_asked_for_where_the_configuration_says_so() {
+        let limit = |config: &Config, own: Option<&str>| {
+            let with = |spec: &mut InferenceJobSpec| {
+                let limits = own.map(|own| BTreeMap::from([(RESOURCE_CPU.to_owned(), Quantity(own.into()))]));
+                spec.pod_template.resources = own.map(|_| ResourceRequirements { limits, ..Default::default() });
+            };
+            let limits = pod(&built(with, config)).containers[0].resources.clone().unwrap().limits.unwrap();
+            limits.get(RESOURCE_CPU).map(|amount| amount.0.clone())
+        };
+        let mut config = samples::config();
+        assert_eq!(limit(&config, None), None);
+        config.slots.insert(DeviceClass::Cpu);
+        assert_eq!(limit(&config, None).as_deref(), Some("1"));
+        assert_eq!(limit(&config, Some("2")).as_deref(), Some("2"), "what the job says is not touched");
     }
 
     #[test]

@@ -4,19 +4,23 @@
 //! operator that dies between the two, or a second one, never starts the same job on another configuration. What the
 //! attempts at the plan came to, and whether there is another, is reviewed in `attempts`.
 //!
-//! Fitted energy models enter in [`choose`]: with a `joulecast_planner::cost::Cost` for each runnable candidate, the
-//! cheapest by the objective stands first instead of the first in the order of preference.
+//! Candidates that are predicted are planned by a pod where the data is ([`plan_step`]); without any prediction the first
+//! in the order of preference is chosen ([`choose`]), and the status says so.
 
 use crate::config::{Config, PullPolicy};
 use crate::controller::attempts::{self, Review, UnitState, Verdict};
+use crate::controller::basis;
 use crate::controller::candidates::{Hurdle, Rejected, Runnable, candidates};
 use crate::controller::facts::{ChildFacts, Place};
 use crate::controller::observe::Snapshot;
+use crate::controller::plan_step::{self, Ask, Step};
 use crate::controller::validate::{Invalid, ModelOption, ValidJob};
 use joulecast_crds::inference_job::{
     ChosenConfiguration, InferenceJobStatus, LeftOutCandidate, Plan, ReasonCount, conditions,
 };
 use joulecast_crds::inference_model::ClaimPath;
+use joulecast_crds::learning::Forecast;
+use joulecast_crds::planned::SolvedPlan;
 use joulecast_crds::run_spec::Task;
 use k8s_openapi::jiff::Timestamp;
 use sha2::{Digest, Sha256};
@@ -29,6 +33,8 @@ const LISTED: usize = 16;
 pub struct Decision {
     /// The placement.
     pub planning: Planning,
+    /// The question that a plan pod is to answer.
+    pub ask: Option<Box<Ask>>,
     /// What the attempts at it came to; absent for a job that is finished, invalid or not planned.
     pub review: Option<Review>,
     /// What to do about the child Jobs.
@@ -50,6 +56,15 @@ pub enum Planning {
         plan: Plan,
         /// The most useful of the reasons.
         reason: String,
+    },
+    /// A plan pod is asked, or will be: what it is at.
+    Asking(String),
+    /// No plan keeps what the job asks for, or none could be made.
+    Refused {
+        /// One word.
+        reason: String,
+        /// Sentence.
+        message: String,
     },
     /// The job has to be changed first.
     Invalid(Invalid),
@@ -104,14 +119,18 @@ pub struct Launch {
     pub image: String,
     /// When the kubelet pulls it.
     pub pull_policy: PullPolicy,
+    /// SHA-256 and length of the assignment of lines to configurations, where there are several.
+    pub assignment: Option<(String, u64)>,
+    /// The energy model that it was placed by, as it is now.
+    pub forecast: Option<Box<Forecast>>,
 }
 
 /// Decides.
 #[must_use]
 pub fn decide(snapshot: &Snapshot, job: Result<&ValidJob, &Invalid>, config: &Config) -> Decision {
     let status = snapshot.status();
-    let planning = match job {
-        Err(invalid) => Planning::Invalid(invalid.clone()),
+    let (planning, ask) = match job {
+        Err(invalid) => (Planning::Invalid(invalid.clone()), None),
         Ok(job) => plan(snapshot, job, config),
     };
     let finished = is_finished(status);
@@ -135,7 +154,7 @@ pub fn decide(snapshot: &Snapshot, job: Result<&ValidJob, &Invalid>, config: &Co
         // Beyond the calendar means never.
         completed.0.checked_add(ttl).ok().filter(|_| is_finished(status))
     });
-    Decision { planning, review, children, release, expires }
+    Decision { planning, ask, review, children, release, expires }
 }
 
 /// Whether a job is Complete or Failed, which it stays for ever.
@@ -153,15 +172,48 @@ pub fn is_frozen(status: &InferenceJobStatus, child: Option<&ChildFacts>) -> boo
     planned && (status.start_time.is_some() || child.is_some_and(|child| child.ours) || is_finished(status))
 }
 
-fn plan(snapshot: &Snapshot, job: &ValidJob, config: &Config) -> Planning {
+fn plan(snapshot: &Snapshot, job: &ValidJob, config: &Config) -> (Planning, Option<Box<Ask>>) {
     let status = snapshot.status();
     if let Some(plan) = &status.plan
         && is_frozen(status, snapshot.children.iter().find(|child| child.ours))
     {
-        return Planning::Found(plan.clone());
+        return (Planning::Found(plan.clone()), None);
     }
-    let (runnable, rejected) = candidates(job, &config.runtimes, &snapshot.classes);
-    choose(&runnable, rejected)
+    let all = candidates(job, &config.runtimes, &snapshot.classes);
+    let (runnable, rejected) = basis::admit(all, job, &snapshot.energy_models, config);
+    let (modelled, unmodelled) = plan_step::modelled(&runnable, job, snapshot, config);
+    if modelled.is_empty() {
+        if let Some(limit) = job.needs_predictions().filter(|_| !runnable.is_empty()) {
+            return (unpredictable(limit, &unmodelled), None);
+        }
+        let mut planning = choose(&runnable, rejected);
+        if let Planning::Found(plan) | Planning::NoCandidate { plan, .. } = &mut planning {
+            basis::tell(plan, &runnable, job, &snapshot.energy_models, config);
+        }
+        return (planning, None);
+    }
+    let without = unmodelled.into_iter().chain(left_out(rejected)).collect();
+    match plan_step::step(snapshot, job, &modelled, without, config) {
+        Step::Ask(ask) => {
+            let told = format!("a plan pod is asked about {} candidates", ask.question.spec.candidates.len());
+            (Planning::Asking(told), Some(ask))
+        }
+        Step::Wait(what) => (Planning::Asking(what), None),
+        Step::Planned(mut plan) => {
+            list(&mut plan);
+            (Planning::Found(plan), None)
+        }
+        Step::Refused(reason, message) => (Planning::Refused { reason, message }, None),
+    }
+}
+
+/// A limit that only predictions can keep, on a job that nothing predicts.
+fn unpredictable(limit: &str, unmodelled: &[LeftOutCandidate]) -> Planning {
+    let why = unmodelled.first().map_or("", |one| one.reason.as_str());
+    Planning::Refused {
+        reason: "NoPrediction".into(),
+        message: format!("constraints.{limit} asks for predictions, and there are none: {why}"),
+    }
 }
 
 /// The first of the candidates that can run; all others with their reasons.
@@ -176,6 +228,10 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
         engine: first.engine,
         provider: first.provider,
         device_class: first.device_class,
+        batch: None,
+        planned: None,
+        prediction: None,
+        energy_model: None,
         reason: match runnable.len() {
             1 => "the only candidate that can run; no fitted energy model was at hand".to_owned(),
             n => format!(
@@ -188,28 +244,24 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
         engine: Some(other.engine),
         provider: Some(other.provider),
         device_class: Some(other.device_class),
+        batch: None,
+        prediction: None,
+        energy_model: None,
         reason: format!(
             "could run ({} artifact), but another stands before it and no fitted energy model was at hand",
             other.format
         ),
     });
-    let without = rejected.iter().map(|one| LeftOutCandidate {
-        model: one.model.clone(),
-        engine: one.engine,
-        provider: one.provider,
-        device_class: one.provider.map(joulecast_crds::Provider::device_class),
-        reason: clipped(&one.reason, 512),
-    });
-    let mut left_out: Vec<LeftOutCandidate> = others.chain(without).collect();
-    let further = left_out.split_off(left_out.len().min(LISTED));
-    let plan = Plan {
+    let mut plan = Plan {
         epoch: 1,
         chosen: chosen.into_iter().collect(),
-        left_out,
-        further_left_out: counted(&further),
+        left_out: others.chain(left_out(rejected.clone())).collect(),
+        further_left_out: vec![],
         basis: "Unmodelled".into(),
         predicted_summary: Some("unmodelled".into()),
+        solved: None,
     };
+    list(&mut plan);
     if plan.chosen.is_empty() {
         // A missing model counts as having come furthest; the reason of a rejected one names its candidate.
         let reason = rejected.first().map_or_else(
@@ -226,6 +278,25 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
         return Planning::NoCandidate { plan, reason };
     }
     Planning::Found(plan)
+}
+
+fn left_out(rejected: Vec<Rejected>) -> impl Iterator<Item = LeftOutCandidate> {
+    rejected.into_iter().map(|one| LeftOutCandidate {
+        model: one.model,
+        engine: one.engine,
+        provider: one.provider,
+        device_class: one.provider.map(joulecast_crds::Provider::device_class),
+        batch: None,
+        prediction: None,
+        energy_model: None,
+        reason: clipped(&one.reason, 512),
+    })
+}
+
+/// Keeps the first candidates that were left out one by one, and counts the rest by reason.
+fn list(plan: &mut Plan) {
+    let further = plan.left_out.split_off(plan.left_out.len().min(LISTED));
+    plan.further_left_out = counted(&further);
 }
 
 fn counted(left_out: &[LeftOutCandidate]) -> Vec<ReasonCount> {
@@ -265,7 +336,9 @@ fn child_actions(
             UnitState::Working(child) => {
                 actions.push(ChildAction::Suspend { name: child.name.clone(), suspend: job.suspend });
             }
-            UnitState::Due if !job.suspend && is_stored => actions.push(launch(job, plan, unit.place, config)),
+            UnitState::Due if !job.suspend && is_stored => {
+                actions.push(launch(snapshot, job, plan, unit.place, config))
+            }
             UnitState::Blocked(reason, message) => {
                 actions.push(ChildAction::Blocked { reason, message: message.clone() });
             }
@@ -275,7 +348,7 @@ fn child_actions(
     actions
 }
 
-fn launch(job: &ValidJob, plan: &Plan, place: Place, config: &Config) -> ChildAction {
+fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, place: Place, config: &Config) -> ChildAction {
     let blocked = |reason, message| ChildAction::Blocked { reason, message };
     let task = if place.configuration as usize == plan.chosen.len() { Task::Merge } else { Task::Run };
     let index = if task == Task::Merge { 0 } else { place.configuration as usize };
@@ -311,7 +384,15 @@ fn launch(job: &ValidJob, plan: &Plan, place: Place, config: &Config) -> ChildAc
         artifact: artifact.claim.clone(),
         image: runtime.image.clone(),
         pull_policy: runtime.pull_policy,
+        assignment: plan.solved.as_ref().and_then(assignment),
+        forecast: basis::forecast(chosen, job, &snapshot.energy_models, config).map(Box::new),
     })
+}
+
+/// Checksum and length of a plan's assignment: a byte for every line that is not blank.
+fn assignment(solved: &SolvedPlan) -> Option<(String, u64)> {
+    let lines = u64::try_from(solved.requests.saturating_add(solved.malformed)).ok()?;
+    Some((solved.assignment_sha256.clone()?, lines))
 }
 
 /// `JOB-EPOCH-CONFIGURATION-ATTEMPT`, fitted as [`fitted`] does.

@@ -2,12 +2,16 @@
 //! one snapshot over which everything else decides.
 
 use crate::controller::Context;
+use crate::controller::caches::Caches;
 use crate::controller::facts::{ChildFacts, Place, PodFacts, PodStage, is_attempt};
+use crate::controller::plan_step::facts::{PlanFacts, is_plan};
+use crate::controller::plan_step::history::{Past, past};
 use joulecast_crds::names::{LABEL_DEVICE_CLASS, LABEL_JOB, LABEL_JOB_UID};
 use joulecast_crds::report::RunProgress;
 use joulecast_crds::run_spec::RunIdentity;
-use joulecast_crds::{DeviceClass, InferenceJob, InferenceJobStatus, InferenceModel};
+use joulecast_crds::{DeviceClass, EnergyModel, InferenceJob, InferenceJobStatus, InferenceModel};
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::reflector::ObjectRef;
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +26,8 @@ pub struct Snapshot {
     pub job: Arc<InferenceJob>,
     /// The InferenceModels that it names and that exist, by name.
     pub models: BTreeMap<String, Arc<InferenceModel>>,
+    /// All EnergyModels, in the order of their names.
+    pub energy_models: Vec<Arc<EnergyModel>>,
     /// The classes of which there is a node.
     pub classes: BTreeSet<DeviceClass>,
     /// Since when which nodes cannot be reached.
@@ -30,6 +36,10 @@ pub struct Snapshot {
     pub children: Vec<ChildFacts>,
     /// Its pods, the oldest first.
     pub pods: Vec<PodFacts>,
+    /// What its plan pods were asked and say.
+    pub plans: Vec<PlanFacts>,
+    /// What finished jobs of its namespace say of output lengths; empty where nothing is to be planned.
+    pub history: Vec<Past>,
     /// Progress of the runs that are at work, as far as it could be read, by the UID of their pods.
     pub progress: BTreeMap<String, RunProgress>,
 }
@@ -93,14 +103,21 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
         .map(|pod| PodFacts::of(pod, now))
         .collect();
     pods.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+    let started = job.status.as_ref().is_some_and(|status| status.start_time.is_some());
+    let (plans, history) = if started { Default::default() } else { planning(caches, &namespace, &uid) };
+    let mut energy_models = caches.energy_models.state();
+    energy_models.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     let mut snapshot = Snapshot {
         now,
         job,
         models,
+        energy_models,
         classes: caches.nodes.state().iter().map(|node| device_class(node)).collect(),
         unreachable: caches.nodes.state().iter().filter_map(|node| unreachable_since(node)).collect(),
         children,
         pods,
+        plans,
+        history,
         progress: BTreeMap::new(),
     };
     let readings = snapshot.at_work().filter_map(|pod| Some((pod, pod.ip.as_deref()?))).map(async |(pod, ip)| {
@@ -111,6 +128,27 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
     });
     snapshot.progress = futures::future::join_all(readings).await.into_iter().flatten().collect();
     snapshot
+}
+
+/// The plan steps of a job, and what the finished jobs of its namespace tell.
+fn planning(caches: &Caches, namespace: &str, uid: &str) -> (Vec<PlanFacts>, Vec<Past>) {
+    let own = |meta: &ObjectMeta| {
+        meta.namespace.as_deref() == Some(namespace)
+            && meta.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB_UID)).is_some_and(|label| label == uid)
+            && is_plan(meta)
+    };
+    let pods = caches.pods.state_filter(|pod| own(&pod.metadata));
+    let jobs = caches.children.state_filter(|job| own(&job.metadata));
+    let plans = jobs.iter().map(|job| PlanFacts::of(job, pods.iter().map(AsRef::as_ref))).collect();
+    let past_jobs = caches.jobs.state_filter(|job| job.metadata.namespace.as_deref() == Some(namespace));
+    let mut history: Vec<Past> = past_jobs.iter().filter_map(|job| past(job)).collect();
+    // The order of a cache is not fixed, that of a sum must be.
+    history.sort_by(|a, b| {
+        (&a.model, a.allowed, a.fraction)
+            .partial_cmp(&(&b.model, b.allowed, b.fraction))
+            .unwrap_or(std::cmp::Ordering::Equal)
+    });
+    (plans, history)
 }
 
 /// The class of a node by its label; a node without one counts as `cpu`.

@@ -169,10 +169,13 @@ impl SnapshotBuilder {
                 now: now(),
                 job: Arc::new(job()),
                 models: models(),
+                energy_models: Vec::new(),
                 classes: BTreeSet::from([DeviceClass::Cpu]),
                 unreachable: BTreeMap::new(),
                 children: Vec::new(),
                 pods: Vec::new(),
+                plans: Vec::new(),
+                history: Vec::new(),
                 progress: BTreeMap::new(),
             },
         }

@@ -11,7 +11,7 @@ use futures::future::BoxFuture;
 use http::{Request, Response};
 use http_body_util::BodyExt;
 use joulecast_crds::inference_job::conditions;
-use joulecast_crds::{InferenceJob, InferenceJobStatus, InferenceModel};
+use joulecast_crds::{EnergyModel, InferenceJob, InferenceJobStatus, InferenceModel};
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::Client;
@@ -30,6 +30,7 @@ use std::time::Duration;
 
 mod attempts;
 mod life;
+mod predictions;
 mod refusals;
 mod reports;
 
@@ -126,6 +127,8 @@ fn answer_to(what: &str, body: Value) -> Value {
         json!({"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "p"}})
     } else if what.starts_with("PATCH") && what.contains("/inferencejobs/") {
         serde_json::to_value(samples::job()).unwrap()
+    } else if what.contains("/energymodels/") {
+        serde_json::to_value(crate::energy_model::samples::energy_model()).unwrap()
     } else if what.starts_with("DELETE") {
         json!({"kind": "Status", "apiVersion": "v1", "status": "Success", "metadata": {}})
     } else if body.get("spec").is_some() && body.get("kind").is_none() {
@@ -161,6 +164,7 @@ struct World {
     children: Writer<Job>,
     pods: Writer<Pod>,
     nodes: Writer<Node>,
+    energy_models: Writer<EnergyModel>,
     /// Whether the cache of child Jobs lags behind what was applied.
     lagging: bool,
 }
@@ -184,6 +188,8 @@ impl World {
         let client = Client::new(api.clone(), "team");
         let ((jobs, mut job_w), (models, mut model_w), (children, mut child_w)) = (store(), store(), store());
         let ((pods, mut pod_w), (nodes, mut node_w)) = (store(), store());
+        let (energy_models, mut energy_model_w) = store();
+        fill(&mut energy_model_w, []);
         fill(&mut job_w, [samples::job()]);
         fill(&mut model_w, samples::models().values().map(|model| model.as_ref().clone()));
         fill(&mut child_w, []);
@@ -192,8 +198,16 @@ impl World {
         let reporter = Reporter { controller: "joulecast-operator".into(), instance: Some("test".into()) };
         let context = Context {
             client: client.clone(),
-            metrics: Metrics::new(jobs.clone()),
-            caches: Caches { jobs, models, children, pods, nodes, filled: tokio::sync::watch::channel(KINDS).1 },
+            metrics: Metrics::new(jobs.clone(), energy_models.clone()),
+            caches: Caches {
+                jobs,
+                models,
+                children,
+                pods,
+                nodes,
+                energy_models,
+                filled: tokio::sync::watch::channel(KINDS).1,
+            },
             config: samples::config(),
             progress: ProgressReader::new(samples::progress_key(), Duration::from_secs(2)),
             recorder: Recorder::new(client, reporter),
@@ -208,6 +222,7 @@ impl World {
             children: child_w,
             pods: pod_w,
             nodes: node_w,
+            energy_models: energy_model_w,
             lagging: false,
         }
     }

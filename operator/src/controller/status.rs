@@ -10,9 +10,9 @@ use crate::controller::decide::{ChildAction, Decision, Planning, is_finished};
 use crate::controller::facts::{PodFacts, PodStage};
 use crate::controller::observe::Snapshot;
 use crate::controller::validate::{InputFile, ValidJob};
-use crate::controller::{account, attempts::Review, ledger};
+use crate::controller::{account, assess, attempts::Review, ledger};
 use joulecast_crds::InferenceJob;
-use joulecast_crds::inference_job::{InferenceJobStatus, Progress, conditions};
+use joulecast_crds::inference_job::{ChosenConfiguration, InferenceJobStatus, Progress, conditions};
 use joulecast_crds::names::FIELD_MANAGER;
 use joulecast_crds::report::{Report, RunProgress};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -64,6 +64,7 @@ pub fn compute(snapshot: &Snapshot, job: Option<&ValidJob>, decision: &Decision,
     writer.running(job, decision, applied, finished);
     if finished {
         writer.energy_reported();
+        writer.assessed();
     }
     let child = snapshot.children.iter().any(|child| child.ours);
     if status.start_time.is_none() && (!applied.launched.is_empty() || child) {
@@ -92,6 +93,9 @@ fn count(snapshot: &Snapshot, status: &mut InferenceJobStatus) -> Vec<PodFacts> 
         }
         let report = end.report.as_deref().ok();
         ledger::count(status, &job, pod, report);
+        if let Some(report) = report {
+            assess::count(status, &pod.uid, report, snapshot.now);
+        }
         counted.push(pod.clone());
     }
     counted
@@ -133,6 +137,15 @@ fn placement(snapshot: &Snapshot, status: &InferenceJobStatus) -> Option<String>
     node.or_else(|| status.start_time.as_ref().and(status.placement.clone())).or_else(class)
 }
 
+/// A chosen configuration in a sentence.
+fn chosen(one: &ChosenConfiguration) -> String {
+    let batch = one.batch.map(|batch| format!(", batch {batch}")).unwrap_or_default();
+    format!(
+        "{} ({}) on {} with provider {}, nodes of class {}{batch}: {}",
+        one.model, one.format, one.engine, one.provider, one.device_class, one.reason
+    )
+}
+
 fn is_true(status: &InferenceJobStatus, kind: &str) -> bool {
     status.conditions.iter().any(|condition| condition.type_ == kind && condition.status == "True")
 }
@@ -145,14 +158,14 @@ fn state(status: &InferenceJobStatus) -> &'static str {
 }
 
 /// The status being written, with what it is written from.
-struct Conditions<'a> {
-    status: &'a mut InferenceJobStatus,
-    snapshot: &'a Snapshot,
+pub(super) struct Conditions<'a> {
+    pub(super) status: &'a mut InferenceJobStatus,
+    pub(super) snapshot: &'a Snapshot,
 }
 
 impl Conditions<'_> {
     /// Sets a condition; its transition time moves only when its status does.
-    fn set(&mut self, kind: &str, value: bool, reason: &str, message: &str) {
+    pub(super) fn set(&mut self, kind: &str, value: bool, reason: &str, message: &str) {
         let value = if value { "True" } else { "False" };
         let old = self.status.conditions.iter().find(|condition| condition.type_ == kind);
         let since = old.filter(|old| old.status == value).map(|old| old.last_transition_time.clone());
@@ -177,13 +190,15 @@ impl Conditions<'_> {
         match planning {
             Planning::Found(plan) => {
                 self.status.plan = Some(plan.clone());
-                if let Some(chosen) = plan.chosen.first() {
-                    let message = format!(
-                        "{} ({}) on {} with provider {}, nodes of class {}: {}",
-                        chosen.model, chosen.format, chosen.engine, chosen.provider, chosen.device_class, chosen.reason
-                    );
-                    self.set(conditions::PLANNED, true, "PlacementFound", &message);
-                }
+                let what: Vec<String> = plan.chosen.iter().map(chosen).collect();
+                let reason = if plan.solved.is_some() { "PlanSolved" } else { "PlacementFound" };
+                self.set(conditions::PLANNED, true, reason, &what.join("; "));
+            }
+            Planning::Asking(what) => self.set(conditions::PLANNED, false, "Planning", what),
+            Planning::Refused { reason, message } => {
+                // What an earlier plan gave does not hold any more.
+                self.status.plan = None;
+                self.set(conditions::PLANNED, false, reason, message);
             }
             Planning::NoCandidate { plan, reason } => {
                 self.status.plan = Some(plan.clone());
