@@ -69,8 +69,15 @@ cluster-tests: ## the tests that need the local cluster, as `make demo` leaves i
 	set -a
 	. build/images/images.env
 	set +a
-	tests/faults.sh
+	tests/two-nodes.sh faults
 	cargo test --release --workspace --test jobs --test planning --test energy_models --test node_agent --test release
+
+.PHONY: soak
+soak: export KUBECONFIG := $(cluster_kubeconfig)
+soak: setup images cluster-up ## 30 minutes of random kills of everything, then every invariant (SOAK_SECONDS, SOAK_SEED)
+	$(call stage,kills at random for a while and checks every invariant)
+	tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
+	tests/two-nodes.sh soak
 
 # The self-test has a cluster of its own, and a machine has room for one: it stops the other, whose state stays.
 .PHONY: cluster-selftest

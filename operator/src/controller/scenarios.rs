@@ -44,14 +44,37 @@ struct Sent {
     accepted: bool,
 }
 
-/// A scripted failure: part of the request that it waits for, HTTP code, message.
+/// A scripted failure: part of the request that it waits for, HTTP code, message. With the message [`LOST`] the request is
+/// carried out and only its answer is lost, as if the operator had died in between.
 type Failure = (&'static str, u16, &'static str);
+
+const LOST: &str = "carried out; the answer is lost";
 
 /// The fake API server: records everything, answers with what it was sent, or with the next scripted failure.
 #[derive(Clone, Default)]
 struct FakeApi {
     sent: Arc<Mutex<Vec<Sent>>>,
     failures: Arc<Mutex<VecDeque<Failure>>>,
+    /// How many writes there were, and at which one the operator dies (and whether only the answer is lost).
+    count: Arc<Mutex<(usize, Option<(usize, bool)>)>>,
+}
+
+impl FakeApi {
+    fn writes(&self) -> usize {
+        self.count.lock().unwrap().0
+    }
+
+    fn die_at(&self, write: usize, answer_lost: bool) {
+        self.count.lock().unwrap().1 = Some((write, answer_lost));
+    }
+
+    /// Counts a write; the failure that stands for a death in it.
+    fn death(&self) -> Option<Failure> {
+        let mut count = self.count.lock().unwrap();
+        let at = count.0;
+        count.0 += 1;
+        count.1.filter(|(dies, _)| *dies == at).map(|(_, lost)| ("", 500, if lost { LOST } else { "dead" }))
+    }
 }
 
 impl tower::Service<Request<Body>> for FakeApi {
@@ -76,6 +99,9 @@ impl tower::Service<Request<Body>> for FakeApi {
             let query = parts.uri.query().unwrap_or_default().to_owned();
             let sent_body = body.clone();
             let mut failures = this.failures.lock().unwrap();
+            if let Some(death) = this.death() {
+                failures.push_front(death);
+            }
             let (code, answer) = match failures.front() {
                 Some((part, code, message)) if what.contains(part) => {
                     let answer = json!({"kind": "Status", "apiVersion": "v1", "status": "Failure", "code": code,
@@ -84,10 +110,11 @@ impl tower::Service<Request<Body>> for FakeApi {
                 }
                 _ => (200, answer_to(&what, body)),
             };
+            let accepted = code == 200 || failures.front().is_some_and(|(_, _, message)| *message == LOST);
             if code != 200 {
                 failures.pop_front();
             }
-            this.sent.lock().unwrap().push(Sent { what, content_type, query, body: sent_body, accepted: code == 200 });
+            this.sent.lock().unwrap().push(Sent { what, content_type, query, body: sent_body, accepted });
             let bytes = serde_json::to_vec(&answer).unwrap();
             Ok(Response::builder().status(code).body(Body::from(bytes)).unwrap())
         })
@@ -219,6 +246,23 @@ impl World {
         self.jobs.apply_watcher_event(&Event::Apply(job));
     }
 
+    /// Another operator, after this one died: it knows what the API holds.
+    fn restarted(&self) -> Self {
+        let mut new = Self::new();
+        new.api = self.api.clone();
+        let client = Client::new(new.api.clone(), "team");
+        let context = Arc::get_mut(&mut new.context).unwrap();
+        context.recorder =
+            Recorder::new(client.clone(), Reporter { controller: "joulecast-operator".into(), instance: None });
+        context.client = client;
+        let caches = &self.context.caches;
+        fill(&mut new.jobs, caches.jobs.state().iter().map(|job| job.as_ref().clone()));
+        fill(&mut new.children, caches.children.state().iter().map(|child| child.as_ref().clone()));
+        fill(&mut new.pods, caches.pods.state().iter().map(|pod| pod.as_ref().clone()));
+        fill(&mut new.nodes, caches.nodes.state().iter().map(|node| node.as_ref().clone()));
+        new
+    }
+
     fn fail_next(&self, part: &'static str, code: u16, message: &'static str) {
         self.api.failures.lock().unwrap().push_back((part, code, message));
     }
@@ -238,9 +282,7 @@ impl World {
                 self.children.apply_watcher_event(&Event::Apply(child));
             }
         }
-        if result.is_ok()
-            && let Some(write) = sent.iter().find(|sent| sent.what.ends_with("/status"))
-        {
+        if let Some(write) = sent.iter().find(|sent| sent.accepted && sent.what.ends_with("/status")) {
             let status: InferenceJobStatus = serde_json::from_value(write.body["status"].clone()).unwrap();
             self.change_job(|job| {
                 let version: u64 = job.metadata.resource_version.as_ref().unwrap().parse().unwrap();

@@ -16,7 +16,7 @@ use joulecast_crds::inference_job::{ChosenConfiguration, InferenceJobStatus, Pro
 use joulecast_crds::names::FIELD_MANAGER;
 use joulecast_crds::report::{Report, RunProgress};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use serde_json::json;
@@ -301,7 +301,7 @@ impl Conditions<'_> {
             );
             ("NodeUnreachable", message)
         } else if let Some((pod, waiting)) = pending(snapshot) {
-            if bound(snapshot, waiting) {
+            if bound(snapshot, pod, waiting) {
                 (
                     "VolumeBound",
                     format!(
@@ -382,18 +382,16 @@ fn cut_off<'a>(snapshot: &'a Snapshot, review: Option<&Review>) -> Option<(&'a P
     })
 }
 
+/// How long a pod that follows a lost one may be without its volumes before that is taken for the reason.
+const ATTACHING: SignedDuration = SignedDuration::from_secs(30);
+
 /// Whether a pod waits for a volume that only another node can use.
-fn bound(snapshot: &Snapshot, waiting: Option<&str>) -> bool {
-    let conflict = waiting.is_some_and(|text| {
-        text.contains("volume node affinity conflict")
-            || text.contains("volume(s) unavailable")
-            || text.contains("Multi-Attach")
-    });
+fn bound(snapshot: &Snapshot, pod: &PodFacts, waiting: Option<&str>) -> bool {
+    let Some(waiting) = waiting else { return false };
     // A volume that is attached to a lost node keeps the container from being made; the kubelet tells that in events only.
-    conflict
-        || (waiting.is_some_and(|text| text.starts_with("ContainerCreating"))
-            && !snapshot.unreachable.is_empty()
-            && snapshot.pods.len() > 1)
+    let long = pod.created.is_some_and(|created| snapshot.now.duration_since(created) > ATTACHING);
+    let attached = waiting.starts_with("ContainerCreating") && long && !snapshot.unreachable.is_empty();
+    waiting.contains("volume node affinity conflict") || (attached && pod.place.attempt > 1)
 }
 
 fn pending(snapshot: &Snapshot) -> Option<(&PodFacts, Option<&str>)> {

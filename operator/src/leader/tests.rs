@@ -5,7 +5,7 @@ use http_body_util::BodyExt;
 use kube::client::Body;
 use serde_json::{Value, json};
 use std::convert::Infallible;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
@@ -85,8 +85,10 @@ impl tower::Service<Request<Body>> for FakeApi {
     }
 }
 
+/// A clock that goes on with every look at it: a renewal that changes nothing would be no sign of life.
 fn clock() -> Timestamp {
-    Timestamp::from_second(1_800_000_000).unwrap()
+    static LOOKS: AtomicI64 = AtomicI64::new(1_800_000_000);
+    Timestamp::from_second(LOOKS.fetch_add(1, Ordering::SeqCst)).unwrap()
 }
 
 /// The times of the tests: the shortest that a Lease can state, which is whole seconds.

@@ -139,13 +139,58 @@ async fn a_failing_write_anywhere_in_a_life_with_a_retry_changes_nothing_in_the_
     assert_eq!(expected.state.as_deref(), Some("Complete"));
     assert_eq!(expected.measured.as_ref().unwrap().attempts_without_report, 1);
     for part in ["networkpolicies", "/jobs/hello-1-0-1", "/jobs/hello-1-0-2", "/status", "/pods/", "events"] {
-        for (code, times) in [(500, 1), (409, 1), (503, 3)] {
+        for (code, message, times) in
+            [(500, "not now", 1), (409, "changed", 1), (503, "not now", 3), (500, LOST, 1), (504, LOST, 3)]
+        {
             let mut world = World::new();
             for _ in 0..times {
-                world.fail_next(part, code, "not now");
+                world.fail_next(part, code, message);
             }
             life(&mut world).await;
-            assert_eq!(world.status(), expected, "{part} {code} x{times}");
+            assert_eq!(world.status(), expected, "{part} {code} {message} x{times}");
+        }
+    }
+}
+
+/// As above, but the operator dies at every single write in turn: before it is sent, or before its answer is read. The
+/// next one knows what the API holds, and nothing else.
+#[tokio::test]
+async fn an_operator_that_dies_at_any_write_leaves_nothing_that_the_next_does_not_put_right() {
+    async fn settle(world: &mut World) {
+        for _ in 0..16 {
+            let (sent, result) = world.step().await;
+            if result.is_err() {
+                *world = world.restarted();
+            } else if sent.is_empty() || sent.iter().all(|sent| sent.what.starts_with("PATCH team/pods/")) {
+                return;
+            }
+        }
+        panic!("it never settles");
+    }
+    async fn life(world: &mut World) {
+        settle(world).await;
+        world.pod(samples::running_pod("hello-1-0-1-a"));
+        settle(world).await;
+        world.node("node-1", Some(-60));
+        settle(world).await;
+        world.pod(samples::ended_pod("hello-1-0-2-b", 0, &report()));
+        world.children.apply_watcher_event(&Event::Apply(samples::attempt(2, &[("Complete", "", "")])));
+        settle(world).await;
+        world.pod(samples::ended_pod("hello-1-0-1-a", 143, &report()));
+        settle(world).await;
+    }
+    let mut whole = World::new();
+    life(&mut whole).await;
+    let expected = whole.status();
+    assert_eq!(expected.measured.as_ref().unwrap().attempts, 2);
+    let writes = whole.api.writes();
+    assert!(writes > 10, "{writes} writes");
+    for at in 0..writes {
+        for lost in [false, true] {
+            let mut world = World::new();
+            world.api.die_at(at, lost);
+            life(&mut world).await;
+            assert_eq!(world.status(), expected, "died at write {at}, answer lost: {lost}");
         }
     }
 }
