@@ -37,8 +37,15 @@ check: onnxruntime ## format, clippy with warnings denied, unit tests, generated
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo test --release
+	$(MAKE) kills
 	tests/chart.sh
 	tests/readme.sh --static
+
+.PHONY: kills
+kills: ## kill the runtime wherever it writes, renames or reports, and start it anew (a build with fail points)
+	$(call stage,kills joulecast-runtime at every fail point and resumes)
+	# target/release/joulecast-runtime has the points in it afterwards; each build without them puts the other one back.
+	cargo test --release -p joulecast-runtime --features fail-points --test kills
 
 .PHONY: test
 test: export KUBECONFIG := $(cluster_kubeconfig)
@@ -62,7 +69,8 @@ cluster-tests: ## the tests that need the local cluster, as `make demo` leaves i
 	set -a
 	. build/images/images.env
 	set +a
-	cargo test --release --workspace --test jobs --test release
+	tests/faults.sh
+	cargo test --release --workspace --test jobs --test planning --test energy_models --test node_agent --test release
 
 # The self-test has a cluster of its own, and a machine has room for one: it stops the other, whose state stays.
 .PHONY: cluster-selftest
