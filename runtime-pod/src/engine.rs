@@ -7,6 +7,7 @@
 #[cfg(feature = "candle")]
 mod candle;
 pub mod config;
+pub mod gguf;
 #[cfg(feature = "onnx")]
 mod onnx;
 mod size;
@@ -24,7 +25,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "lowercase")]
 #[value(rename_all = "lowercase")]
 pub enum EngineName {
-    /// candle tensors with this crate's CPU kernels; safetensors.
+    /// candle tensors with this crate's CPU kernels; safetensors and GGUF.
     Candle,
     /// ONNX Runtime.
     Onnx,

@@ -1,28 +1,36 @@
-//! The candle engine on the CPU: Llama and Qwen2 from safetensors.
+//! The candle engine on the CPU: Llama and Qwen2 from safetensors or GGUF.
 //!
 //! candle holds the tensors, looks up embeddings and strings the operations together; the matrix products, norms and
 //! attention inside are this crate's own kernels ([`crate::cpu`]), called through candle's custom operations. candle's
 //! own product for one row reached 40 % of what memory allows on the machine where this was measured, and has no
-//! KV cache that grows in place. 16-bit weights stay 16-bit in memory and are widened in registers; activations, sums
-//! and the KV cache are f32.
+//! KV cache that grows in place. 16-bit weights stay 16-bit in memory and are widened in registers, weights of 8 and 4 bits
+//! meet activations rounded to 8 bits; all other activations, sums and the KV cache are f32.
 
 mod forward;
 mod ops;
 
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
 use candle_core::{Device, Tensor};
 
 use super::config::ModelConfig;
+use super::gguf::weights::GgufWeights;
 use super::slots::Slots;
-use super::weights::{Checkpoint, Values};
+use super::weights::{Checkpoint, Source, Values};
 use super::{Dtype, Engine, EngineError, EngineInfo, EngineName, Float, LoadOptions, Provider, SlotToken, Work, size};
 use crate::cpu::Kernels;
 use crate::cpu::attention::{KvCache, Rope, Row};
-use forward::{Layer, Logits, Model};
+use crate::cpu::packed::Bits;
+use forward::{Layer, Logits, Matrix, Model};
 
 /// The candle version that this crate is locked to (a test compares it with the lock file).
 const CANDLE_VERSION: &str = "0.11.1";
 /// Rows of activations computed at once; longer prompts go through in pieces, so that scratch memory is bounded.
 const MAX_ROWS: usize = 512;
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const OUTPUT: &str = "lm_head.weight";
 
 /// A model loaded into candle tensors.
 pub(super) struct CandleEngine {
@@ -40,17 +48,17 @@ impl CandleEngine {
             return Err(EngineError::NoProvider { engine, provider, has: "cpu" });
         }
         let (slots, threads) = size::slots_and_threads(options)?;
-        let config = ModelConfig::read(&options.model_dir)?;
+        let (mut files, config) = open(&options.model_dir)?;
         let context = size::context(options.max_context, config.max_positions)?;
-        let mut files = Checkpoint::open(&options.model_dir)?;
-        let embedding = "model.embed_tokens.weight";
-        let float = match options.dtype {
-            Some(dtype) => float(dtype)?,
-            None => files.dtype(embedding).unwrap_or(Float::F32),
-        };
-        let dtype = Dtype::from(float);
+        let stored = |name: &str| options.dtype.or_else(|| files.dtype(name)).unwrap_or(Dtype::F32);
+        let dtype = stored("model.layers.0.mlp.down_proj.weight");
+        let output = stored(if config.tied { EMBEDDING } else { OUTPUT });
+        let form = options.dtype.map(Form::of).transpose()?;
 
-        let weight_bytes = dtype.bytes_of(config.parameters());
+        let ends = (config.vocab * config.hidden) as u64;
+        let inside = config.parameters() - ends * if config.tied { 1 } else { 2 };
+        let step_weight_bytes = dtype.bytes_of(inside) + output.bytes_of(ends);
+        let weight_bytes = step_weight_bytes + if config.tied { 0 } else { stored(EMBEDDING).bytes_of(ends) };
         let kv_bytes_per_token = KvCache::bytes_per_position(config.layers, config.kv_heads, config.head_dim) as u64;
         size::fits(weight_bytes, kv_bytes_per_token, slots, context)?;
 
@@ -68,10 +76,10 @@ impl CandleEngine {
             threads: kernels.pool.threads(),
             weight_bytes,
             kv_bytes_per_token,
-            work: Some(work(&config, dtype)),
+            work: Some(work(&config, step_weight_bytes)),
             isa: Some(kernels.isa.to_string()),
         };
-        let model = read_model(&mut files, config, float, kernels, context)?;
+        let model = read_model(&mut *files, config, form, kernels, context)?;
         files.finish()?;
         let ModelConfig { layers, heads, kv_heads, head_dim, .. } = model.config;
         let cache = KvCache::new(layers, slots, context, heads, kv_heads, head_dim);
@@ -126,30 +134,90 @@ fn failed(error: candle_core::Error) -> EngineError {
 }
 
 /// What a step costs.
-fn work(config: &ModelConfig, dtype: Dtype) -> Work {
-    let ModelConfig { hidden, intermediate, layers, vocab, heads, kv_heads, head_dim, tied, .. } = *config;
+fn work(config: &ModelConfig, step_weight_bytes: u64) -> Work {
+    let ModelConfig { hidden, intermediate, layers, vocab, heads, kv_heads, head_dim, .. } = *config;
     let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-    let embedding_only = if tied { 0 } else { vocab * hidden };
     Work {
-        step_weight_bytes: dtype.bytes_of(config.parameters() - embedding_only as u64),
+        step_weight_bytes,
         block_flops_per_token: (2 * layers * (hidden * (q + 2 * kv) + q * hidden + 3 * hidden * intermediate)) as u64,
         output_flops_per_row: (2 * hidden * vocab) as u64,
         attention_flops_per_position: (4 * layers * q) as u64,
     }
 }
 
-/// The type of weights that safetensors are read into.
-fn float(dtype: Dtype) -> Result<Float, EngineError> {
-    match dtype {
-        Dtype::F32 => Ok(Float::F32),
-        Dtype::F16 => Ok(Float::F16),
-        Dtype::Bf16 => Ok(Float::Bf16),
-        other => Err(EngineError::Option {
-            option: "--dtype",
-            problem: format!(
-                "{other} cannot be made of safetensors while they are read; give f32, f16 or bf16, or a GGUF file"
-            ),
-        }),
+/// The model's files, and what they say of it: `config.json` with safetensors, or one GGUF file.
+fn open(dir: &Path) -> Result<(Box<dyn Source>, ModelConfig), EngineError> {
+    let fail = |problem: String| EngineError::Model { path: dir.to_owned(), problem };
+    let safetensors = ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| dir.join(name).exists());
+    let mut gguf: Vec<PathBuf> = match std::fs::read_dir(dir) {
+        Ok(entries) => {
+            entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "gguf")).collect()
+        }
+        Err(e) => return Err(fail(format!("{e}; --model must name a directory with the model's files"))),
+    };
+    gguf.sort();
+    match &gguf[..] {
+        [] => {
+            let config = ModelConfig::read(dir)?;
+            Ok((Box::new(Checkpoint::open(dir)?), config))
+        }
+        [file] if !safetensors => {
+            let (files, config) = GgufWeights::open(file)?;
+            Ok((Box::new(files), config))
+        }
+        [file, ..] if safetensors => Err(fail(format!(
+            "it holds safetensors and {}: it is not clear which is meant; keep one of them",
+            file.display()
+        ))),
+        several => {
+            Err(fail(format!("it holds {} GGUF files; keep one (a file split in parts must be merged)", several.len())))
+        }
+    }
+}
+
+/// How matrices lie in memory.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    Plain(Float),
+    Packed(Bits),
+}
+
+impl Form {
+    fn of(dtype: Dtype) -> Result<Self, EngineError> {
+        match dtype {
+            Dtype::F32 => Ok(Self::Plain(Float::F32)),
+            Dtype::F16 => Ok(Self::Plain(Float::F16)),
+            Dtype::Bf16 => Ok(Self::Plain(Float::Bf16)),
+            Dtype::Q8_0 => Ok(Self::Packed(Bits::Eight)),
+            Dtype::Q4_0 => Ok(Self::Packed(Bits::Four)),
+            Dtype::Int8 | Dtype::Int4 => Err(EngineError::Option {
+                option: "--dtype",
+                problem: format!("the candle engine does not have {dtype}; give f32, f16, bf16, q8_0 or q4_0"),
+            }),
+        }
+    }
+
+    /// The form in which the files have these; f32 where they differ, which holds all.
+    fn stored(files: &dyn Source, parts: &[(String, usize)]) -> Result<Self, EngineError> {
+        let mut types = parts.iter().map(|(name, _)| files.dtype(name));
+        let first = types.next().flatten();
+        Self::of(first.filter(|first| types.all(|other| other == Some(*first))).unwrap_or(Dtype::F32))
+    }
+
+    /// Reads matrices of `columns` columns one below the other, in the form asked for or in that of the files.
+    fn read(
+        form: Option<Self>,
+        files: &mut dyn Source,
+        parts: &[(String, usize)],
+        columns: usize,
+    ) -> Result<Matrix, EngineError> {
+        let rows = parts.iter().map(|p| p.1).sum();
+        match form.map_or_else(|| Self::stored(files, parts), Ok)? {
+            Self::Plain(float) => {
+                Ok(Matrix::Plain(tensor(files.read(parts, columns, float)?, &[rows, columns]).map_err(failed)?))
+            }
+            Self::Packed(bits) => Ok(Matrix::Packed(Arc::new(files.read_packed(parts, columns, bits)?))),
+        }
     }
 }
 
@@ -163,24 +231,20 @@ fn tensor(values: Values, shape: &[usize]) -> Result<Tensor, candle_core::Error>
 
 /// Reads all weights. Query, key and value become one matrix, gate and up another: fewer and larger products.
 fn read_model(
-    files: &mut Checkpoint,
+    files: &mut dyn Source,
     config: ModelConfig,
-    dtype: Float,
+    form: Option<Form>,
     kernels: Kernels,
     context: usize,
 ) -> Result<Model, EngineError> {
     let ModelConfig { hidden, intermediate, layers, vocab, tied, qkv_bias, o_bias, mlp_bias, .. } = config;
     let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    if tied && files.dtype("lm_head.weight").is_some() {
+    if tied && files.dtype(OUTPUT).is_some() {
         // transformers ties them too, whatever the file holds.
-        files.ignore("lm_head.weight");
+        files.ignore(OUTPUT);
     }
-    let mut matrix = |parts: &[(String, usize)], columns: usize| -> Result<Tensor, EngineError> {
-        let rows = parts.iter().map(|p| p.1).sum();
-        tensor(files.read(parts, columns, dtype)?, &[rows, columns]).map_err(failed)
-    };
-    let embedding = matrix(&[("model.embed_tokens.weight".into(), vocab)], hidden)?;
-    let output = if tied { embedding.clone() } else { matrix(&[("lm_head.weight".into(), vocab)], hidden)? };
+    let embedding = Form::read(form, files, &[(EMBEDDING.into(), vocab)], hidden)?;
+    let output = if tied { embedding.clone() } else { Form::read(form, files, &[(OUTPUT.into(), vocab)], hidden)? };
     let mut blocks = Vec::with_capacity(layers);
     for i in 0..layers {
         let name = |part: &str| format!("model.layers.{i}.{part}");
@@ -195,8 +259,7 @@ fn read_model(
         };
         let mut linear = |parts: &[(String, usize)], columns: usize, bias: bool| {
             let rows = parts.iter().map(|p| p.1).sum();
-            let weight =
-                tensor(files.read(&with(parts, "weight"), columns, dtype)?, &[rows, columns]).map_err(failed)?;
+            let weight = Form::read(form, files, &with(parts, "weight"), columns)?;
             let bias = match bias {
                 true => Some(tensor(files.read(&with(parts, "bias"), 1, Float::F32)?, &[rows]).map_err(failed)?),
                 false => None,
@@ -226,7 +289,7 @@ fn read_model(
 }
 
 /// A norm's weights, always f32.
-fn vector(files: &mut Checkpoint, name: String, width: usize) -> Result<Tensor, EngineError> {
+fn vector(files: &mut dyn Source, name: String, width: usize) -> Result<Tensor, EngineError> {
     tensor(files.read(&[(name, width)], 1, Float::F32)?, &[width]).map_err(failed)
 }
 

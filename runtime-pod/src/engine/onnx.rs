@@ -42,8 +42,8 @@ impl OnnxEngine {
         let (slots, threads) = size::slots_and_threads(options)?;
         let path = options.model_dir.join(FILE);
         let weight_bytes = artifact_bytes(&options.model_dir, &path)?;
-        let environment = library::environment()?;
-        let session = session::open(environment, &path, threads)?;
+        let library = library::library()?;
+        let session = session::open(&library.environment, &path, threads)?;
         let artifact = Artifact::read(&session, &path)?;
         matches_request(options.dtype, artifact.dtype)?;
         let context = size::context(options.max_context, artifact.max_positions)?;
@@ -54,7 +54,7 @@ impl OnnxEngine {
 
         let info = EngineInfo {
             engine: EngineName::Onnx,
-            engine_version: library::version(),
+            engine_version: library.version.clone(),
             provider: Provider::Cpu,
             dtype: artifact.dtype,
             architecture: artifact.architecture.clone(),

@@ -3,6 +3,8 @@
 //! In this order: the file that `ORT_DYLIB_PATH` names; the directory of this program; `../lib/joulecast` beside that
 //! directory, where the images have it. The first that is there is opened; nothing is ever fetched.
 
+use std::ffi::{CStr, CString};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
@@ -15,9 +17,16 @@ const VARIABLE: &str = "ORT_DYLIB_PATH";
 /// The library's file.
 const FILE: &str = "libonnxruntime.so";
 
-/// The environment, opened by the first call; later ones get the same, or the same error.
-pub(super) fn environment() -> Result<&'static Environment, EngineError> {
-    static OPENED: OnceLock<Result<Environment, String>> = OnceLock::new();
+/// The opened library.
+pub(super) struct Library {
+    pub(super) environment: Environment,
+    /// Such as `1.31.1`.
+    pub(super) version: String,
+}
+
+/// The library, opened by the first call; later ones get the same, or the same error.
+pub(super) fn library() -> Result<&'static Library, EngineError> {
+    static OPENED: OnceLock<Result<Library, String>> = OnceLock::new();
     let opened = OPENED.get_or_init(|| {
         let named = std::env::var_os(VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
         let program = std::env::current_exe().map_err(|e| e.to_string())?;
@@ -47,23 +56,31 @@ fn find(named: Option<PathBuf>, program: &Path) -> Result<PathBuf, String> {
     }
 }
 
-fn open(path: &Path) -> Result<Environment, String> {
+fn open(path: &Path) -> Result<Library, String> {
     let builder = ort::init_from(path).map_err(|e| format!("ONNX Runtime: {e}"))?;
     let environment =
         builder.with_name("joulecast").with_telemetry(false).build().map_err(|e| format!("ONNX Runtime: {e}"))?;
     // What goes wrong comes back as an error; its warnings about graphs are for those who write them.
     environment.set_log_level(ort::logging::LogLevel::Error);
-    Ok(environment)
+    let version = version(path).ok_or_else(|| format!("ONNX Runtime: {} does not tell its version", path.display()))?;
+    Ok(Library { environment, version })
 }
 
-/// The opened library's version, such as `1.31.1`, as its build information tells it.
-pub(super) fn version() -> String {
-    version_in(ort::info())
-}
-
-fn version_in(info: &str) -> String {
-    let branch = info.split("git-branch=").nth(1).and_then(|rest| rest.split(',').next()).unwrap_or(info);
-    branch.trim().trim_start_matches("rel-").to_owned()
+/// The version of the library at `path`, which is open already.
+fn version(path: &Path) -> Option<String> {
+    let path = CString::new(path.as_os_str().as_bytes()).ok()?;
+    // SAFETY: both names are C strings. The library is open and stays so, so that opening it again runs nothing and what it
+    // hands out stays valid; `OrtGetApiBase` has this type in every version, and the version is a C string of its own.
+    unsafe {
+        let library = libc::dlopen(path.as_ptr(), libc::RTLD_NOW);
+        let symbol = if library.is_null() { library } else { libc::dlsym(library, c"OrtGetApiBase".as_ptr()) };
+        if symbol.is_null() {
+            return None;
+        }
+        let base = std::mem::transmute::<*mut libc::c_void, extern "C" fn() -> *const ort::sys::OrtApiBase>(symbol)();
+        let version = ((*base).GetVersionString)();
+        CStr::from_ptr(version.cast()).to_str().ok().map(str::to_owned)
+    }
 }
 
 #[cfg(test)]
@@ -96,15 +113,6 @@ mod tests {
         std::fs::write(&named, "").unwrap();
         assert_eq!(find(Some(named.clone()), &program).unwrap(), named);
         // What is no library is refused, not passed over.
-        assert!(open(&named).unwrap_err().contains("other.so"));
-    }
-
-    #[test]
-    fn the_version_is_read_from_the_build_information() {
-        assert_eq!(
-            version_in("ORT Build Info: git-branch=rel-1.31.1, git-commit-id=abc, build type=Release"),
-            "1.31.1"
-        );
-        assert_eq!(version_in("unknown"), "unknown");
+        assert!(open(&named).err().unwrap().contains("other.so"));
     }
 }
