@@ -62,7 +62,7 @@ render "${fixed[@]}" --set agent.enabled=true | grep -q 'slots: \[cpu\]' || fail
 render >"$work/default.yaml"
 crds=$(grep -c '^kind: CustomResourceDefinition$' "$work/default.yaml")
 kept=$(grep -c 'helm.sh/resource-policy: keep' "$work/default.yaml")
-if [ "$crds" -lt 2 ] || [ "$crds" != "$kept" ]; then
+if [ "$crds" -lt 4 ] || [ "$crds" != "$kept" ]; then
 	fail "$crds CRDs, $kept of them kept on uninstall"
 fi
 grep -q '^kind: Secret$' "$work/default.yaml" || fail "no progress key by default"
@@ -75,8 +75,11 @@ render --set userRoles.install=false >"$work/no-roles.yaml"
 render --set networkPolicy.enabled=false >"$work/open.yaml"
 ! grep -qi 'networkpolic' "$work/open.yaml" || fail "networkPolicy.enabled=false leaves a policy or the right to make one"
 render --set 'extraRuntimes[0].image=r:1,extraRuntimes[0].engines={llamacpp},extraRuntimes[0].providers={cpu}' \
-	--set watts.busyMilliwattsPerCpu=7000,watts.idleMilliwattsPerCpu=1500 >"$work/more.yaml"
-for text in 'image: "r:1"' 'engines: \["llamacpp"\]' 'busyMilliwattsPerCpu: 7000'; do
+	--set watts.busyMilliwattsPerCpu=7000,watts.idleMilliwattsPerCpu=1500 \
+	--set 'energyModels.learnFrom={Measured,Modelled}' \
+	--set devices.cpu.memoryGigabytesPerSecond=80,devices.cpu.gigaflops=1500,devices.cpu.idleWatts=20,devices.cpu.maxWatts=120 \
+	>"$work/more.yaml"
+for text in 'image: "r:1"' 'engines: \["llamacpp"\]' 'busyMilliwattsPerCpu: 7000' 'learnFrom: \["Measured","Modelled"\]' 'gigaflops: 1500'; do
 	grep -q "$text" "$work/more.yaml" || fail "the operator's configuration lacks $text"
 done
 helm template other "$chart" --namespace elsewhere >"$work/other.yaml"
@@ -92,11 +95,15 @@ refused() {
 	grep -q "$field" "$work/err" || { cat "$work/err" >&2; fail "the refusal of $* does not name $field"; }
 }
 refused replica --set operator.replica=2
+refused replicas --set operator.replicas=-1
+refused unreachableSeconds --set retries.unreachableSeconds=0
 refused engines --set 'runtime.engines={tensorrt}'
 refused progressSeconds --set progressSeconds=0
 refused idleMilliwattsPerCpu --set watts.busyMilliwattsPerCpu=7000
 refused image --set operator.image=no-tag
 refused providers --set 'extraRuntimes[0].image=r:1,extraRuntimes[0].engines={candle}'
+refused learnFrom --set 'energyModels.learnFrom={Guessed}'
+refused maxWatts --set devices.cpu.idleWatts=5
 refused logFormat --set operator.logFormat=xml
 refused imagePullPolicy --set operator.imagePullPolicy=Sometimes
 refused install --set-string crds.install=yes

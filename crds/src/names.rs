@@ -27,6 +27,17 @@ pub const LABEL_JOB_UID: &str = "joulecast.dev/inference-job-uid";
 pub const LABEL_EPOCH: &str = "joulecast.dev/epoch";
 /// Label of child objects: index of the chosen configuration in `status.plan.chosen`.
 pub const LABEL_CONFIGURATION: &str = "joulecast.dev/configuration";
+/// Label of what measures for a ProfileRun: its name.
+pub const LABEL_PROFILE_RUN: &str = "joulecast.dev/profile-run";
+/// Label of what measures for a ProfileRun: its UID.
+pub const LABEL_PROFILE_RUN_UID: &str = "joulecast.dev/profile-run-uid";
+/// Label of child objects: number of the attempt, from 1; one without it is a first attempt.
+pub const LABEL_ATTEMPT: &str = "joulecast.dev/attempt";
+/// Label of child objects: what they do, `plan`, `run` or `merge`; one without it is a `run`.
+pub const LABEL_TASK: &str = "joulecast.dev/task";
+
+/// Label of an InferenceJob that is to be planned and never started, `true`: what `joulecast plan -f` creates.
+pub const LABEL_PLAN_ONLY: &str = "joulecast.dev/plan-only";
 
 /// Finalizer of runtime pods: the operator removes it once the pod's report is in the status of its job.
 pub const FINALIZER_REPORT: &str = "joulecast.dev/report";
@@ -43,6 +54,8 @@ pub const ENV_SLOT_CPUS: &str = "JOULECAST_SLOT_CPUS";
 
 /// Variable that carries the run specification as JSON into a runtime pod.
 pub const ENV_RUN_SPEC: &str = "JOULECAST_RUN_SPEC";
+/// Variable that carries the plan specification as JSON into a plan pod.
+pub const ENV_PLAN_SPEC: &str = "JOULECAST_PLAN_SPEC";
 /// Variable that carries the secret of the run's progress endpoint into a runtime pod.
 pub const ENV_PROGRESS_TOKEN: &str = "JOULECAST_PROGRESS_TOKEN";
 /// Variable that carries the pod's own name (from `metadata.name`) into a runtime pod: it tells attempts apart. The host
@@ -65,6 +78,8 @@ pub mod exit {
     pub const FAILED: u8 = 1;
     /// Wrong command line.
     pub const USAGE: u8 = 2;
+    /// The device went away under the run (a GPU that fell off the bus): another node may do better.
+    pub const DEVICE_LOST: u8 = 75;
     /// The run can never work as specified: missing model, unreadable input, engine not in this build.
     pub const INVALID: u8 = 78;
     /// Stopped before all lines had a result, with a report: on request (SIGTERM; the requests in flight were finished as

@@ -2,6 +2,7 @@
 //! [`crate::names::TERMINATION_MESSAGE_BYTES`] bytes.
 
 use crate::engine::{DeviceClass, EngineName, Provider};
+use crate::learning::RequestSums;
 use crate::run_spec::RunIdentity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -60,6 +61,12 @@ pub struct Report {
     pub energy: EnergyReport,
     /// Use of resources over the same window.
     pub utilisation: Utilisation,
+    /// What the model's files are: "files-sha256:" and 64 hexadecimal digits; absent if they could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_digest: Option<String>,
+    /// The completed requests as a whole, for judging and correcting energy models; absent if it did not fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_sums: Option<RequestSums>,
     /// SHA-256 of the finished output file in hexadecimal; absent if it was not finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_sha256: Option<String>,

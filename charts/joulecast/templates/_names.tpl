@@ -72,6 +72,14 @@ networkPolicy:
         {{- include "joulecast.selectorLabels" . | nindent 8 }}
   extraFrom: {{ toJson .Values.networkPolicy.extraFrom }}
 {{- end }}
+retries:
+  {{- toYaml .Values.retries | nindent 2 }}
+energyModels:
+  learnFrom: {{ toJson .Values.energyModels.learnFrom }}
+{{- with .Values.devices }}
+devices:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 progressSeconds: {{ .Values.progressSeconds }}
 {{- end -}}
 

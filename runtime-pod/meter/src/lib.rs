@@ -25,6 +25,6 @@ pub mod units;
 pub use choice::{Choice, Wanted};
 pub use host::Host;
 pub use meter::{Meter, Source, Totals};
-pub use recorder::{Recorder, Recording};
+pub use recorder::{Recorder, Recording, SoFar};
 pub use sampler::{Clock, Sampler};
 pub use units::{Microjoules, Milliwatts};

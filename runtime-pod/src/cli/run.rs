@@ -3,14 +3,20 @@
 use super::{OutputFormat, shell};
 use clap::{Args, ValueEnum};
 use joulecast_crds::names::{ENV_METER_SOCKET, exit};
+use joulecast_crds::run_spec::Task;
 use joulecast_meter::modelled::watts::Watts;
 use joulecast_meter::{Host, Milliwatts, choice, rapl};
+use joulecast_runtime::batch_file::parts::{Parts, Role, Who, beside};
 use joulecast_runtime::engine::{Dtype, EngineName, LoadOptions, Provider};
 use joulecast_runtime::report;
+use joulecast_runtime::run::share::Division;
 use joulecast_runtime::run::{Outcome, Run, run as run_engine};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Begin of the names under which runs from a command line leave results.
+const RUN: &str = "run-";
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -32,6 +38,9 @@ pub(crate) struct RunArgs {
     /// Replace the output file if it exists (once the new one is whole).
     #[arg(long)]
     overwrite: bool,
+    /// Go on with the latest interrupted run for this output, instead of beginning anew.
+    #[arg(long)]
+    resume: bool,
     /// Sequences that are decoded together.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch: u32,
@@ -131,14 +140,31 @@ impl MeterArgs {
 /// Runs; the exit code is one of [`exit`].
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     let around = shell::surroundings();
-    shell::attend(around.stop.clone(), None)?;
+    shell::attend(around.stop.clone(), shell::GRACE, None)?;
     let metering = args.metering.settings();
     let RunArgs {
-        model, engine, provider, input, out, overwrite, batch, threads, max_context, dtype, model_name, ..
+        model,
+        engine,
+        provider,
+        input,
+        out,
+        overwrite,
+        resume,
+        batch,
+        threads,
+        max_context,
+        dtype,
+        model_name,
+        ..
     } = args;
-    let name = || model.canonicalize().ok().as_ref()?.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = format!("{:x}-{:x}", shell::unix_seconds(), std::process::id());
+    let interrupted = interrupted(&out);
+    if let Some(run) = interrupted.as_ref().filter(|_| !resume) {
+        tracing::warn!(run, "an interrupted run left results for this output; --resume goes on from them");
+    }
+    let model_dir = || model.canonicalize().ok().as_ref()?.file_name().map(|name| name.to_string_lossy().into_owned());
     let run = Run {
-        model: model_name.or_else(name).unwrap_or_else(|| model.display().to_string()),
+        model: model_name.or_else(model_dir).unwrap_or_else(|| model.display().to_string()),
         load: LoadOptions {
             batch: batch as usize,
             threads: threads.map(|threads| threads as usize),
@@ -150,11 +176,17 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
         input,
         output: out,
         overwrite,
-        attempt: format!("{:x}-{:x}", shell::unix_seconds(), std::process::id()),
+        task: Task::Run,
+        id: interrupted.filter(|_| resume).unwrap_or_else(|| format!("{RUN}{name}")),
+        attempt: name.clone(),
+        who: Who { epoch: 0, role: Role::Run { configuration: 0, shard: 0 }, name },
+        division: Division::whole(),
         identity: None,
         metering,
+        forecast: None,
     };
-    let Outcome { report, failure, book } = run_engine(&run, &around);
+    let Outcome { report, failure, book, journal: _ } = run_engine(&run, &around);
+    tidy(&run, failure.is_none() || report.lines.done == 0);
     let totals = report::totals(&report, &book);
     let mut stdout = io::stdout().lock();
     match args.output {
@@ -168,6 +200,21 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
             failure.exit_code()
         }
     })
+}
+
+/// The directory of the latest interrupted run for an output.
+fn interrupted(out: &Path) -> Option<String> {
+    let entries = std::fs::read_dir(beside(out)).ok()?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.starts_with(RUN)).max()
+}
+
+/// Removes what lies beside the output, if nothing of it is of use any more.
+fn tidy(run: &Run, useless: bool) {
+    let removed = Parts::of(&run.output, &run.id).ok().filter(|parts| useless && parts.dir().exists());
+    if let Some(Err(error)) = removed.map(|parts| parts.remove()) {
+        tracing::warn!("{error}");
+    }
 }
 
 /// The totals for people.

@@ -9,26 +9,18 @@
 mod forward;
 mod ops;
 
-use std::path::Path;
-
 use candle_core::{Device, Tensor};
 
 use super::config::ModelConfig;
+use super::slots::Slots;
 use super::weights::{Checkpoint, Values};
-use super::{
-    DEFAULT_MAX_CONTEXT, Dtype, Engine, EngineError, EngineInfo, EngineName, LoadOptions, Provider, SlotToken, Work,
-};
+use super::{Dtype, Engine, EngineError, EngineInfo, EngineName, Float, LoadOptions, Provider, SlotToken, Work, size};
 use crate::cpu::Kernels;
 use crate::cpu::attention::{KvCache, Rope, Row};
-use crate::memory;
 use forward::{Layer, Logits, Model};
 
 /// The candle version that this crate is locked to (a test compares it with the lock file).
 const CANDLE_VERSION: &str = "0.11.1";
-/// Sequences in flight, at most.
-const MAX_SLOTS: usize = 1024;
-/// Compute threads, at most.
-const MAX_THREADS: usize = 1024;
 /// Rows of activations computed at once; longer prompts go through in pieces, so that scratch memory is bounded.
 const MAX_ROWS: usize = 512;
 
@@ -37,8 +29,7 @@ pub(super) struct CandleEngine {
     info: EngineInfo,
     model: Model,
     cache: KvCache,
-    /// Tokens in each slot.
-    lengths: Vec<usize>,
+    slots: Slots,
 }
 
 impl CandleEngine {
@@ -48,17 +39,20 @@ impl CandleEngine {
             let (engine, provider) = (EngineName::Candle, options.provider);
             return Err(EngineError::NoProvider { engine, provider, has: "cpu" });
         }
-        let slots = within("--batch", options.batch, MAX_SLOTS)?;
-        let threads = within("--threads", options.threads.unwrap_or_else(crate::threads::allowed), MAX_THREADS)?;
+        let (slots, threads) = size::slots_and_threads(options)?;
         let config = ModelConfig::read(&options.model_dir)?;
-        let context = context(options.max_context, config.max_positions)?;
+        let context = size::context(options.max_context, config.max_positions)?;
         let mut files = Checkpoint::open(&options.model_dir)?;
         let embedding = "model.embed_tokens.weight";
-        let dtype = options.dtype.or_else(|| files.dtype(embedding)).unwrap_or(Dtype::F32);
+        let float = match options.dtype {
+            Some(dtype) => float(dtype)?,
+            None => files.dtype(embedding).unwrap_or(Float::F32),
+        };
+        let dtype = Dtype::from(float);
 
-        let weight_bytes = config.parameters() * dtype.bytes() as u64;
+        let weight_bytes = dtype.bytes_of(config.parameters());
         let kv_bytes_per_token = KvCache::bytes_per_position(config.layers, config.kv_heads, config.head_dim) as u64;
-        fits(weight_bytes, kv_bytes_per_token, slots, context)?;
+        size::fits(weight_bytes, kv_bytes_per_token, slots, context)?;
 
         let kernels = Kernels::new(threads);
         let info = EngineInfo {
@@ -77,26 +71,12 @@ impl CandleEngine {
             work: Some(work(&config, dtype)),
             isa: Some(kernels.isa.to_string()),
         };
-        let model = read_model(&mut files, config, dtype, kernels, context)?;
+        let model = read_model(&mut files, config, float, kernels, context)?;
         files.finish()?;
         let ModelConfig { layers, heads, kv_heads, head_dim, .. } = model.config;
         let cache = KvCache::new(layers, slots, context, heads, kv_heads, head_dim);
-        Ok(Self { info, model, cache, lengths: vec![0; slots] })
-    }
-
-    /// Checks slot and tokens, and that the context holds `count` more.
-    fn check(&self, slot: usize, tokens: &[u32], count: usize) -> Result<(), EngineError> {
-        let misuse = |what: String| Err(EngineError::Misuse(what));
-        let Some(&length) = self.lengths.get(slot) else {
-            return misuse(format!("slot {slot} of {}", self.lengths.len()));
-        };
-        if length + count > self.info.context_length {
-            return misuse(format!("slot {slot} holds {length} of {} tokens; {count} more", self.info.context_length));
-        }
-        match tokens.iter().find(|&&t| t as usize >= self.info.vocab_size) {
-            Some(token) => misuse(format!("token {token} of a vocabulary of {}", self.info.vocab_size)),
-            None => Ok(()),
-        }
+        let slots = Slots::new(slots, context, info.vocab_size);
+        Ok(Self { info, model, cache, slots })
     }
 }
 
@@ -106,14 +86,11 @@ impl Engine for CandleEngine {
     }
 
     fn prefill(&mut self, slot: usize, tokens: &[u32], logits: Option<&mut [f32]>) -> Result<(), EngineError> {
-        self.check(slot, tokens, tokens.len())?;
-        if tokens.is_empty() || logits.as_ref().is_some_and(|l| l.len() != self.info.vocab_size) {
-            return Err(EngineError::Misuse("prefill without tokens, or with logits of another length".into()));
-        }
+        self.slots.check_prefill(slot, tokens, logits.as_ref().map(|l| l.len()))?;
         let mut logits = logits;
         let pieces = tokens.len().div_ceil(MAX_ROWS);
         for (i, piece) in tokens.chunks(MAX_ROWS).enumerate() {
-            let begin = self.lengths[slot];
+            let begin = self.slots.length(slot);
             let rows: Vec<Row> = (begin..begin + piece.len()).map(|position| Row { slot, position }).collect();
             let wanted = match logits.take() {
                 Some(to) if i + 1 == pieces => Logits::Last(to),
@@ -123,47 +100,29 @@ impl Engine for CandleEngine {
                 }
             };
             self.model.forward(&mut self.cache, piece, &rows, wanted).map_err(failed)?;
-            self.lengths[slot] += piece.len();
+            self.slots.add(slot, piece.len());
         }
         Ok(())
     }
 
     fn decode(&mut self, batch: &[SlotToken], logits: &mut [f32]) -> Result<(), EngineError> {
-        for (i, SlotToken { slot, token }) in batch.iter().enumerate() {
-            self.check(*slot, &[*token], 1)?;
-            if batch[..i].iter().any(|earlier| earlier.slot == *slot) {
-                return Err(EngineError::Misuse(format!("slot {slot} twice in one step")));
-            }
-        }
-        if batch.is_empty() || logits.len() != batch.len() * self.info.vocab_size {
-            return Err(EngineError::Misuse("a step without sequences, or with logits of another length".into()));
-        }
+        self.slots.check_decode(batch, logits.len())?;
         let tokens: Vec<u32> = batch.iter().map(|b| b.token).collect();
-        let rows: Vec<Row> = batch.iter().map(|b| Row { slot: b.slot, position: self.lengths[b.slot] }).collect();
+        let rows: Vec<Row> = batch.iter().map(|b| Row { slot: b.slot, position: self.slots.length(b.slot) }).collect();
         self.model.forward(&mut self.cache, &tokens, &rows, Logits::All(logits)).map_err(failed)?;
         for b in batch {
-            self.lengths[b.slot] += 1;
+            self.slots.add(b.slot, 1);
         }
         Ok(())
     }
 
     fn release(&mut self, slot: usize) {
-        if let Some(length) = self.lengths.get_mut(slot) {
-            *length = 0;
-        }
+        self.slots.clear(slot);
     }
 }
 
 fn failed(error: candle_core::Error) -> EngineError {
     EngineError::Compute(error.to_string())
-}
-
-fn within(option: &'static str, value: usize, most: usize) -> Result<usize, EngineError> {
-    if (1..=most).contains(&value) {
-        Ok(value)
-    } else {
-        Err(EngineError::Option { option, problem: format!("{value} is out of range; give 1 to {most}") })
-    }
 }
 
 /// What a step costs.
@@ -172,44 +131,26 @@ fn work(config: &ModelConfig, dtype: Dtype) -> Work {
     let (q, kv) = (heads * head_dim, kv_heads * head_dim);
     let embedding_only = if tied { 0 } else { vocab * hidden };
     Work {
-        step_weight_bytes: (config.parameters() - embedding_only as u64) * dtype.bytes() as u64,
+        step_weight_bytes: dtype.bytes_of(config.parameters() - embedding_only as u64),
         block_flops_per_token: (2 * layers * (hidden * (q + 2 * kv) + q * hidden + 3 * hidden * intermediate)) as u64,
         output_flops_per_row: (2 * hidden * vocab) as u64,
         attention_flops_per_position: (4 * layers * q) as u64,
     }
 }
 
-/// Tokens of one slot.
-fn context(wanted: Option<usize>, most: usize) -> Result<usize, EngineError> {
-    match wanted {
-        None => Ok(most.min(DEFAULT_MAX_CONTEXT)),
-        Some(n) if (2..=most).contains(&n) => Ok(n),
-        Some(n) => {
-            let problem =
-                format!("{n} is out of range; give 2 to the model's max_position_embeddings, which is {most}");
-            Err(EngineError::Option { option: "--max-context", problem })
-        }
+/// The type of weights that safetensors are read into.
+fn float(dtype: Dtype) -> Result<Float, EngineError> {
+    match dtype {
+        Dtype::F32 => Ok(Float::F32),
+        Dtype::F16 => Ok(Float::F16),
+        Dtype::Bf16 => Ok(Float::Bf16),
+        other => Err(EngineError::Option {
+            option: "--dtype",
+            problem: format!(
+                "{other} cannot be made of safetensors while they are read; give f32, f16 or bf16, or a GGUF file"
+            ),
+        }),
     }
-}
-
-/// Refuses what would be killed for its memory later.
-fn fits(weights: u64, kv_per_token: u64, slots: usize, context: usize) -> Result<(), EngineError> {
-    let kv = kv_per_token.saturating_mul(slots as u64).saturating_mul(context as u64);
-    let Some(free) = memory::available_bytes(Path::new("/")) else { return Ok(()) };
-    if weights.saturating_add(kv) <= free {
-        return Ok(());
-    }
-    let mib = |bytes: u64| bytes >> 20;
-    Err(EngineError::Option {
-        option: "--batch, --max-context",
-        problem: format!(
-            "the weights take {} MiB and the KV cache of {slots} slots of {context} tokens up to {} MiB, but this process \
-             may use {} MiB; lower --batch or --max-context, or give the pod more memory",
-            mib(weights),
-            mib(kv),
-            mib(free)
-        ),
-    })
 }
 
 fn tensor(values: Values, shape: &[usize]) -> Result<Tensor, candle_core::Error> {
@@ -224,7 +165,7 @@ fn tensor(values: Values, shape: &[usize]) -> Result<Tensor, candle_core::Error>
 fn read_model(
     files: &mut Checkpoint,
     config: ModelConfig,
-    dtype: Dtype,
+    dtype: Float,
     kernels: Kernels,
     context: usize,
 ) -> Result<Model, EngineError> {
@@ -257,7 +198,7 @@ fn read_model(
             let weight =
                 tensor(files.read(&with(parts, "weight"), columns, dtype)?, &[rows, columns]).map_err(failed)?;
             let bias = match bias {
-                true => Some(tensor(files.read(&with(parts, "bias"), 1, Dtype::F32)?, &[rows]).map_err(failed)?),
+                true => Some(tensor(files.read(&with(parts, "bias"), 1, Float::F32)?, &[rows]).map_err(failed)?),
                 false => None,
             };
             Ok::<_, EngineError>(forward::Linear { weight, bias })
@@ -286,7 +227,7 @@ fn read_model(
 
 /// A norm's weights, always f32.
 fn vector(files: &mut Checkpoint, name: String, width: usize) -> Result<Tensor, EngineError> {
-    tensor(files.read(&[(name, width)], 1, Dtype::F32)?, &[width]).map_err(failed)
+    tensor(files.read(&[(name, width)], 1, Float::F32)?, &[width]).map_err(failed)
 }
 
 #[cfg(test)]

@@ -13,7 +13,7 @@ use half::{bf16, f16};
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
-use super::{Dtype, EngineError};
+use super::{EngineError, Float};
 
 /// Largest safetensors header that is read, in bytes; the format's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -37,7 +37,7 @@ pub enum Values {
 #[derive(Debug, Clone)]
 struct Entry {
     shard: usize,
-    dtype: Dtype,
+    dtype: Float,
     shape: Vec<usize>,
     offset: u64,
 }
@@ -94,9 +94,9 @@ impl Checkpoint {
                 continue;
             }
             let dtype = match info.dtype {
-                safetensors::Dtype::F32 => Dtype::F32,
-                safetensors::Dtype::F16 => Dtype::F16,
-                safetensors::Dtype::BF16 => Dtype::Bf16,
+                safetensors::Dtype::F32 => Float::F32,
+                safetensors::Dtype::F16 => Float::F16,
+                safetensors::Dtype::BF16 => Float::Bf16,
                 // A buffer of another type is no weight; a weight of another type is found missing later, so name it here.
                 _ if is_buffer(&tensor) => continue,
                 other => {
@@ -114,12 +114,12 @@ impl Checkpoint {
     }
 
     /// Type of a tensor in its file.
-    pub fn dtype(&self, name: &str) -> Option<Dtype> {
+    pub fn dtype(&self, name: &str) -> Option<Float> {
         self.entries.get(name).map(|e| e.dtype)
     }
 
     /// Reads tensors of `columns` columns (rows of each beside its name; a vector has one column) one below the other.
-    pub fn read(&mut self, parts: &[(String, usize)], columns: usize, dtype: Dtype) -> Result<Values, EngineError> {
+    pub fn read(&mut self, parts: &[(String, usize)], columns: usize, dtype: Float) -> Result<Values, EngineError> {
         let mut rows = 0;
         for (name, height) in parts {
             let Some(entry) = self.entries.get(name) else {
@@ -137,9 +137,9 @@ impl Checkpoint {
             self.unused.remove(name);
         }
         match dtype {
-            Dtype::F32 => Ok(Values::F32(self.stack(parts, rows, columns)?)),
-            Dtype::F16 => Ok(Values::F16(self.stack(parts, rows, columns)?)),
-            Dtype::Bf16 => Ok(Values::Bf16(self.stack(parts, rows, columns)?)),
+            Float::F32 => Ok(Values::F32(self.stack(parts, rows, columns)?)),
+            Float::F16 => Ok(Values::F16(self.stack(parts, rows, columns)?)),
+            Float::Bf16 => Ok(Values::Bf16(self.stack(parts, rows, columns)?)),
         }
     }
 
@@ -160,9 +160,9 @@ impl Checkpoint {
                 file.read_exact_at(bytemuck::cast_slice_mut(into), entry.offset).map_err(|e| e.to_string())
             } else {
                 match entry.dtype {
-                    Dtype::F32 => convert::<f32, T>(file, entry.offset, into),
-                    Dtype::F16 => convert::<f16, T>(file, entry.offset, into),
-                    Dtype::Bf16 => convert::<bf16, T>(file, entry.offset, into),
+                    Float::F32 => convert::<f32, T>(file, entry.offset, into),
+                    Float::F16 => convert::<f16, T>(file, entry.offset, into),
+                    Float::Bf16 => convert::<bf16, T>(file, entry.offset, into),
                 }
             };
             done.map_err(|e| fail(path, format!("{name}: {e}")))?;
@@ -233,13 +233,13 @@ fn read_index(path: &Path) -> Result<HashMap<String, String>, EngineError> {
 
 /// A type of weights.
 pub(crate) trait Weight: bytemuck::Pod {
-    const DTYPE: Dtype;
+    const DTYPE: Float;
     fn to_f32(self) -> f32;
     fn from_f32(value: f32) -> Self;
 }
 
 impl Weight for f32 {
-    const DTYPE: Dtype = Dtype::F32;
+    const DTYPE: Float = Float::F32;
     fn to_f32(self) -> f32 {
         self
     }
@@ -249,7 +249,7 @@ impl Weight for f32 {
 }
 
 impl Weight for f16 {
-    const DTYPE: Dtype = Dtype::F16;
+    const DTYPE: Float = Float::F16;
     fn to_f32(self) -> f32 {
         f16::to_f32(self)
     }
@@ -259,7 +259,7 @@ impl Weight for f16 {
 }
 
 impl Weight for bf16 {
-    const DTYPE: Dtype = Dtype::Bf16;
+    const DTYPE: Float = Float::Bf16;
     fn to_f32(self) -> f32 {
         bf16::to_f32(self)
     }

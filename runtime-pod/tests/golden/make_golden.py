@@ -1,6 +1,7 @@
-"""Makes the golden values that the candle engine is tested against.
+"""Makes the golden values that the engines are tested against.
 
     python make_golden.py tiny     # the tiny random models and their golden.json
+    python make_golden.py onnx     # model.onnx in some of them, and tiny-gpt-neox, which has nothing else (runs with tools/requirements.txt)
     python make_golden.py demo     # golden.json, tokens.json and chat.json for ../../../tests/demo/model
 
 The reference is Hugging Face transformers on CPU: weights in float32 (bf16 weights are upcast when
@@ -16,7 +17,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -285,13 +286,42 @@ def demo():
     print("demo:", [round(min(c["margins"]), 5) for c in cases], [len(c["generated_ids"]) for c in cases])
 
 
+# What the ONNX engine is tested on: rotary positions inside attention, with tied and untied output layers; and positions as
+# an input (GPT-NeoX turns only a part of each head).
+ONNX = ["tiny-llama", "tiny-qwen2-tied", "tiny-gpt-neox"]
+
+
+def onnx():
+    import sys
+    sys.path.insert(0, str(HERE.parents[2] / "tools"))
+    from packing import decoder, onnx_graph
+
+    name, seed = "tiny-gpt-neox", 107
+    folder = HERE / name
+    folder.mkdir(exist_ok=True)
+    config = GPTNeoXConfig(vocab_size=VOCAB, hidden_size=64, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
+                           max_position_embeddings=512, rotary_pct=0.25, bos_token_id=0, eos_token_id=1)
+    model = GPTNeoXForCausalLM(config).eval()
+    randomise(model, seed)
+    config.save_pretrained(folder)
+    rng = random.Random(seed)
+    cases = [greedy(model, [rng.randrange(2, VOCAB) for _ in range(length)], STEPS) for length in PROMPT_LENGTHS]
+    for case in cases:
+        check_without_cache(model, case)
+    compact({**header(config), "cases": cases}, folder / "golden.json")
+    print(f"{name}: least margin {min(min(c['margins']) for c in cases)}")
+    for folder in (HERE / n for n in ONNX):
+        source = model if folder.name == name else decoder.load(folder)
+        onnx_graph.save(onnx_graph.build(decoder.read(source), "f32"), str(folder / "model.onnx"), None)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tiny", "demo"])
+    parser.add_argument("what", choices=["tiny", "onnx", "demo"])
     torch.set_num_threads(1)
     np.random.seed(0)
     torch.manual_seed(0)
-    {"tiny": tiny, "demo": demo}[parser.parse_args().what]()
+    {"tiny": tiny, "onnx": onnx, "demo": demo}[parser.parse_args().what]()
 
 
 if __name__ == "__main__":
