@@ -36,7 +36,7 @@ fn window_in_process(criterion: &mut Criterion) {
 /// Opens and closes windows over a real socket, as a pod does, and prints percentiles of both together.
 fn window_over_the_socket(_: &mut Criterion) {
     let node = FakeNode::new(2);
-    let service = node.service(node.metering());
+    let service = node.service(node.metering(), node.clock());
     let directory = node.path("run/cpu-0");
     let (ready, is_ready) = mpsc::channel();
     let own = directory.clone();

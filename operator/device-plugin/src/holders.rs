@@ -6,8 +6,10 @@
 
 use crate::proto::podresources::pod_resources_lister_client::PodResourcesListerClient;
 use crate::proto::podresources::{ListPodResourcesRequest, ListPodResourcesResponse};
+use crate::registration::chain;
 use serde::Deserialize;
 use std::collections::BTreeMap;
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use tonic::transport::{Channel, Endpoint};
@@ -92,7 +94,7 @@ impl HolderSource {
                 let endpoint = Endpoint::from_shared(format!("unix:{}", self.socket.display()))
                     .map_err(|error| error.to_string())?;
                 let connected = endpoint.connect_timeout(TIMEOUT).timeout(TIMEOUT).connect().await;
-                self.channel.insert(connected.map_err(|error| error.to_string())?).clone()
+                self.channel.insert(connected.map_err(|error| chain(&error))?).clone()
             }
         };
         let mut client = PodResourcesListerClient::new(channel).max_decoding_message_size(MAX_LIST_BYTES);
@@ -102,7 +104,11 @@ impl HolderSource {
 
     fn uids(&self) -> Result<BTreeMap<String, String>, HoldersError> {
         let wrong = |problem: String| HoldersError::Checkpoint { path: self.checkpoint.clone(), problem };
-        let text = std::fs::read_to_string(&self.checkpoint).map_err(|error| wrong(error.to_string()))?;
+        let text = match std::fs::read_to_string(&self.checkpoint) {
+            // The kubelet writes it when it allocates its first device.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(BTreeMap::new()),
+            read => read.map_err(|error| wrong(error.to_string()))?,
+        };
         uids(&text, &self.resources).map_err(|error| wrong(format!("not a checkpoint of devices: {error}")))
     }
 }

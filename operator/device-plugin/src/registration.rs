@@ -5,6 +5,7 @@ use crate::plugin::{Plugin, options};
 use crate::proto::deviceplugin::RegisterRequest;
 use crate::proto::deviceplugin::device_plugin_server::DevicePluginServer;
 use crate::proto::deviceplugin::registration_client::RegistrationClient;
+use anyhow::Context;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -24,7 +25,7 @@ const LOOK: Duration = Duration::from_millis(500);
 /// Longest wait for the kubelet's answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest pause between two attempts to register.
-const MAX_PAUSE: Duration = Duration::from_secs(30);
+const MAX_PAUSE: Duration = Duration::from_secs(5);
 
 /// One resource to be registered.
 #[derive(Debug, Clone)]
@@ -82,8 +83,8 @@ impl Registration {
         stopped: &mut watch::Receiver<bool>,
     ) -> anyhow::Result<Turn> {
         let own = self.own_socket();
-        remove_if_there(&own)?;
-        let listener = UnixListener::bind(&own)?;
+        remove_if_there(&own).with_context(|| own.display().to_string())?;
+        let listener = UnixListener::bind(&own).with_context(|| own.display().to_string())?;
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         let server = Server::builder().add_service(DevicePluginServer::from_arc(plugin)).serve_with_incoming_shutdown(
             UnixListenerStream::new(listener),
@@ -154,7 +155,7 @@ impl Registration {
 }
 
 /// What an error says together with its causes: a transport error alone says "transport error".
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {

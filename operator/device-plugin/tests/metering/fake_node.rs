@@ -18,9 +18,9 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 /// Where the fake counters wrap, in microjoules; they start 5 J below.
-pub const RANGE: u64 = 262_143_328_850;
+pub(crate) const RANGE: u64 = 262_143_328_850;
 /// Nanojoules of dynamic energy that a nanosecond of CPU time takes.
-pub const WATTS_PER_CPU: u64 = 7;
+pub(crate) const WATTS_PER_CPU: u64 = 7;
 
 /// One package and its parties.
 #[derive(Debug, Default, Clone)]
@@ -32,7 +32,7 @@ struct Truth {
     holder: u64,
 }
 
-pub struct FakeNode {
+pub(crate) struct FakeNode {
     dir: TempDir,
     packages: Vec<Package>,
     truth: Vec<Truth>,
@@ -42,7 +42,7 @@ pub struct FakeNode {
 
 impl FakeNode {
     /// A node with so many packages of one CPU each; pod `uid-N` has the cgroup of the holder of slot `cpu-N`.
-    pub fn new(packages: usize) -> Self {
+    pub(crate) fn new(packages: usize) -> Self {
         let package = |id: usize| Package { id: id as u32, cpus: vec![id as u32], numa_nodes: vec![] };
         let node = Self {
             dir: tempfile::tempdir().unwrap(),
@@ -59,18 +59,18 @@ impl FakeNode {
         node
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    pub fn write(&self, name: &str, text: &str) {
+    pub(crate) fn write(&self, name: &str, text: &str) {
         let path = self.path(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();
         fs::write(path, text).unwrap();
     }
 
     /// Time passes: each package is idle at 10 W, and of each its holder, other pods and the system use CPU time.
-    pub fn pass(&mut self, millis: u64, used_millis: impl Fn(usize) -> [u64; 3]) {
+    pub(crate) fn pass(&mut self, millis: u64, used_millis: impl Fn(usize) -> [u64; 3]) {
         self.millis.fetch_add(millis, Ordering::SeqCst);
         for (id, truth) in self.truth.iter_mut().enumerate() {
             let [holder, others, system] = used_millis(id).map(|millis| millis * 1_000_000);
@@ -98,57 +98,63 @@ impl FakeNode {
     }
 
     /// Microjoules that a package's counter moved.
-    pub fn moved(&self, id: usize) -> u64 {
+    pub(crate) fn moved(&self, id: usize) -> u64 {
         self.truth[id].moved
     }
 
     /// Microjoules that belong to the holder of a slot by this moment, its idle energy since the beginning included.
-    pub fn due(&self, id: usize) -> u64 {
+    pub(crate) fn due(&self, id: usize) -> u64 {
         (self.millis.load(Ordering::SeqCst) - 1_000_000) * 10_000 + self.truth[id].holder * WATTS_PER_CPU / 1000
     }
 
     /// The clock moves to so long after the beginning; the files stay.
-    pub fn later(&self, after: Duration) {
+    pub(crate) fn later(&self, after: Duration) {
         let millis = 1_000_000 + u64::try_from(after.as_millis()).unwrap();
         self.millis.store(millis, Ordering::SeqCst);
     }
 
-    pub fn remove_pod(&self, id: usize) {
+    pub(crate) fn remove_pod(&self, id: usize) {
         fs::remove_dir_all(self.path(&format!("cgroup/cpuacct/kubepods/poduid-{id}"))).unwrap();
     }
 
-    pub fn now(&self) -> Duration {
+    pub(crate) fn now(&self) -> Duration {
         Duration::from_millis(self.millis.load(Ordering::SeqCst))
     }
 
-    pub fn clock(&self) -> Clock {
+    pub(crate) fn clock(&self) -> Clock {
         let millis = Arc::clone(&self.millis);
         Clock::new(move || Duration::from_millis(millis.load(Ordering::SeqCst)), || 1_700_000_000)
     }
 
+    /// A clock that runs from this moment.
+    pub(crate) fn running_clock(&self) -> Clock {
+        let (from, began) = (self.now(), std::time::Instant::now());
+        Clock::new(move || from + began.elapsed(), || 1_700_000_000)
+    }
+
     /// The meters of the node, with an idle power of 10 W for each package.
-    pub fn meter(&self) -> NodeMeter {
+    pub(crate) fn meter(&self) -> NodeMeter {
         let cgroups = Cgroups::find(&self.path("cgroup"), "/", Host::default(), self.packages.clone());
         let idle = Some(Milliwatts(10_000));
         NodeMeter::open(&self.packages, &self.path("powercap"), cgroups.map_err(|error| error.to_string()), idle)
     }
 
     /// The holders of all slots.
-    pub fn holders(&self) -> BTreeMap<String, Holder> {
+    pub(crate) fn holders(&self) -> BTreeMap<String, Holder> {
         let holder =
             |id: usize| Holder { uid: format!("uid-{id}"), namespace: "team".into(), name: format!("pod-{id}") };
         (0..self.packages.len()).map(|id| (format!("cpu-{id}"), holder(id))).collect()
     }
 
     /// A service whose slots are all held.
-    pub fn metering(&self) -> Metering {
+    pub(crate) fn metering(&self) -> Metering {
         let mut metering = Metering::new(self.meter(), self.packages.len());
         metering.held(self.now(), 0, &self.holders());
         metering
     }
 
-    pub fn service(&self, metering: Metering) -> Arc<Service> {
+    pub(crate) fn service(&self, metering: Metering, clock: Clock) -> Arc<Service> {
         let nobody = HolderSource::new(self.path("no-kubelet.sock"), Path::new("/nonexistent"), vec![]);
-        Arc::new(Service::new(metering, nobody, self.clock(), self.path("state.json"), "boot".into()))
+        Arc::new(Service::new(metering, nobody, clock, self.path("state.json"), "boot".into()))
     }
 }

@@ -25,7 +25,7 @@ struct Served {
 fn served(slots: usize) -> Served {
     let node = FakeNode::new(slots);
     let directories: Vec<PathBuf> = (0..slots).map(|id| node.path(&format!("run/cpu-{id}"))).collect();
-    let service = node.service(node.metering());
+    let service = node.service(node.metering(), node.running_clock());
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
     let (ready, is_ready) = mpsc::channel();
     let own = directories.clone();

@@ -197,7 +197,7 @@ async fn a_thousand_windows_of_a_hundred_clients_are_right_to_one_percent() {
     let node = Arc::new(Mutex::new(FakeNode::new(SLOTS)));
     let service = {
         let node = node.lock().unwrap();
-        node.service(node.metering())
+        node.service(node.metering(), node.clock())
     };
     let begin = node.lock().unwrap().now();
     let mover = tokio::spawn({
