@@ -1,6 +1,6 @@
 //! Random kills of everything for a while, with jobs at work all the time; then every invariant is checked of every job.
 //! Needs what `tests/two-nodes.sh soak` provides (`make soak`). SOAK_SECONDS (1800) and SOAK_SEED say how long and which kills.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::print_stdout, reason = "whoever waits half an hour wants to see it work")]
 
 use anyhow::{Context, Result, ensure};
 use joulecast_crds::InferenceJob;

@@ -74,7 +74,7 @@ pub enum Planning {
 #[derive(Debug, Clone, PartialEq)]
 pub enum ChildAction {
     /// Create it.
-    Launch(Launch),
+    Launch(Box<Launch>),
     /// Let it start pods, or stop those that it has.
     Suspend {
         /// Its name.
@@ -201,7 +201,7 @@ fn plan(snapshot: &Snapshot, job: &ValidJob, config: &Config) -> (Planning, Opti
         Step::Wait(what) => (Planning::Asking(what), None),
         Step::Planned(mut plan) => {
             list(&mut plan);
-            (Planning::Found(plan), None)
+            (Planning::Found(*plan), None)
         }
         Step::Refused(reason, message) => (Planning::Refused { reason, message }, None),
     }
@@ -376,7 +376,7 @@ fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, place: Place, config
         );
         return blocked("ImageMissing", message);
     };
-    ChildAction::Launch(Launch {
+    ChildAction::Launch(Box::new(Launch {
         name: child_name(&job.name, place),
         place,
         task,
@@ -386,7 +386,7 @@ fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, place: Place, config
         pull_policy: runtime.pull_policy,
         assignment: plan.solved.as_ref().and_then(assignment),
         forecast: basis::forecast(chosen, job, &snapshot.energy_models, config).map(Box::new),
-    })
+    }))
 }
 
 /// Checksum and length of a plan's assignment: a byte for every line that is not blank.

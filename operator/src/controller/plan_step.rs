@@ -43,7 +43,7 @@ pub enum Step {
     /// It was put; what the pod is at.
     Wait(String),
     /// It is answered.
-    Planned(Plan),
+    Planned(Box<Plan>),
     /// There is no plan that keeps what the job asks for, or none could be made: one word and a sentence.
     Refused(String, String),
 }
@@ -130,7 +130,7 @@ pub fn step(
     match stage {
         PlanStage::Pending(what) => Step::Wait(what.clone()),
         PlanStage::Ended(message) => match answer::read(message, spec) {
-            Ok(figures) => Step::Planned(answer::plan(spec, &figures, without)),
+            Ok(figures) => Step::Planned(Box::new(answer::plan(spec, &figures, without))),
             Err(AnswerError::Refused { reason, message }) => Step::Refused(reason, message),
             Err(error) => Step::Refused("PlanUnusable".into(), error.to_string()),
         },
