@@ -244,6 +244,69 @@ fn a_pod_that_is_told_to_stop_reports_what_it_did() {
 }
 
 #[test]
+fn an_interrupted_run_goes_on_where_it_was() {
+    let model = Model::new("tiny-llama");
+    let input = fs::read_to_string(model.write_input()).unwrap();
+    let lines: Vec<&str> = input.lines().collect();
+    let (fifo, out) = (model.path("fifo"), model.path("out/out.jsonl"));
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let command = |input: &Path| {
+        let mut command = runtime();
+        command.args(["run", "--engine", "candle", "--provider", "cpu", "--threads", "1", "--output", "json"]);
+        command.args(["--meter", "modelled", "--busy-watts", "3", "--idle-watts", "0.5", "--model"]);
+        command.arg(model.dir.path()).arg("--input").arg(input).arg("--out").arg(&out);
+        command
+    };
+    let totals = |stdout: &[u8]| serde_json::from_slice::<Value>(stdout).expect("stdout holds one JSON document");
+    let child = command(&fifo).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    writeln!(writer, "{}\n{}", lines[0], lines[1]).unwrap();
+    // The second result is there: the program waits for a third line.
+    let records = || {
+        let files = fs::read_dir(model.path("out/out.jsonl.parts")).ok()?.next()?.unwrap().path();
+        let files = fs::read_dir(files).unwrap().map(|entry| entry.unwrap().path());
+        let records = files.filter(|path| path.extension().is_some_and(|end| end == "results"));
+        Some(records.map(|path| fs::read_to_string(path).unwrap().lines().count()).sum::<usize>())
+    };
+    await_true(|| records() == Some(2));
+    let mut child = child;
+    assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut seen = String::new();
+    while !seen.contains("SIGTERM") {
+        assert!(stderr.read_line(&mut seen).unwrap() > 0, "{seen}");
+    }
+    // The request that it was about to take is still answered; the next one is not.
+    writeln!(writer, "{}\n{}", lines[2], lines[3]).unwrap();
+    std::io::copy(&mut stderr, &mut std::io::sink()).unwrap();
+    let stopped = child.wait_with_output().unwrap();
+    assert_eq!((stopped.status.code(), out.exists()), (Some(143), false));
+    assert_eq!(totals(&stopped.stdout)["requests_done"], 3);
+
+    let other = command(&model.path("in.jsonl")).args(["--resume", "--model-name", "other"]).output().unwrap();
+    assert_eq!(other.status.code(), Some(78));
+    assert!(text(&other.stderr).contains("the interrupted run was of"), "{}", text(&other.stderr));
+    let resumed = command(&model.path("in.jsonl")).arg("--resume").output().unwrap();
+    assert_eq!(resumed.status.code(), Some(0), "{}", text(&resumed.stderr));
+    check_results(&model, &out);
+    let second = totals(&resumed.stdout);
+    assert_eq!((&second["requests_taken_over"], &second["requests"]), (&json!(3), &json!(lines.len())));
+    assert_eq!(second["earlier_attempts"]["attempts"], 1);
+    assert_eq!(second["earlier_attempts"]["gross_joules"].as_f64().map(|joules| joules > 0.0), Some(true), "{second}");
+    let left: Vec<_> = fs::read_dir(model.path("out")).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(left, ["out.jsonl"]);
+}
+
+/// Waits for something that the program does; half a minute is far more than it takes.
+fn await_true(condition: impl Fn() -> bool) {
+    let began = std::time::Instant::now();
+    while !condition() {
+        assert!(began.elapsed().as_secs() < 30, "it does not come");
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+}
+
+#[test]
 fn help_names_all_engines_and_wrong_words_are_usage_errors() {
     let help = text(&runtime().args(["run", "--help"]).output().unwrap().stdout);
     for engine in ["candle", "onnx", "openvino", "torch", "torchscript", "llamacpp"] {
