@@ -44,6 +44,20 @@ if grep -nE '"\*"|\[\*\]|- \*|secrets|configmaps|impersonate|escalate|\bbind\b|p
 	fail "a role holds a wildcard, Secrets or a verb that widens rights"
 fi
 
+# The node agent: what it sees of a node and what it may do stands in a golden file of its own.
+agent_golden=tests/chart.agent.golden.yaml
+agent=(--set agent.enabled=true)
+for template in namespace rbac policy daemonset forget; do agent+=(-s "templates/agent/$template.yaml"); done
+render "${fixed[@]}" "${agent[@]}" >"$work/agent.yaml"
+if [ -n "${REWRITE:-}" ]; then
+	cp "$work/agent.yaml" "$agent_golden"
+fi
+diff -u "$agent_golden" "$work/agent.yaml" || fail "$agent_golden is stale: run \`make generate\` and commit the result"
+! grep -nE 'hostPID|hostNetwork|hostIPC|privileged: true|add:' "$work/agent.yaml" || fail "the agent asks for more than its hostPaths"
+[ "$(grep -c 'hostPath:' "$work/agent.yaml")" = 5 ] || fail "the agent's hostPaths are not the five that docs/node-agent.md lists"
+! grep -q 'device-plugin' "$work/rendered.yaml" || fail "agent.enabled=false leaves something of the agent"
+render "${fixed[@]}" --set agent.enabled=true | grep -q 'slots: \[cpu\]' || fail "with the agent, runs do not ask for slots"
+
 # The CRDs are there by default and stay on uninstall; the key is made unless one is given.
 render >"$work/default.yaml"
 crds=$(grep -c '^kind: CustomResourceDefinition$' "$work/default.yaml")
@@ -81,6 +95,8 @@ refused() {
 	grep -q "$field" "$work/err" || { cat "$work/err" >&2; fail "the refusal of $* does not name $field"; }
 }
 refused replica --set operator.replica=2
+refused replicas --set operator.replicas=-1
+refused unreachableSeconds --set retries.unreachableSeconds=0
 refused engines --set 'runtime.engines={tensorrt}'
 refused progressSeconds --set progressSeconds=0
 refused idleMilliwattsPerCpu --set watts.busyMilliwattsPerCpu=7000
@@ -91,6 +107,8 @@ refused maxWatts --set devices.cpu.idleWatts=5
 refused logFormat --set operator.logFormat=xml
 refused imagePullPolicy --set operator.imagePullPolicy=Sometimes
 refused install --set-string crds.install=yes
+refused kubeletDirectory --set agent.kubeletDirectory=relative
+refused idleWatts --set agent.idleWatts=-1
 refused unknownThing --set unknownThing=1
 
 echo "chart: lint, golden rendering and $(grep -c '^refused ' "$0") refusals are as expected"

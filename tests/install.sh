@@ -9,4 +9,5 @@ export KUBECONFIG="${KUBECONFIG:-${JOULECAST_CLUSTER_DIR:-/var/lib/joulecast-clu
 . build/images/images.env
 helm upgrade --install joulecast charts/joulecast --namespace joulecast-system --create-namespace --wait --timeout 3m \
 	--set-string operator.image="$JOULECAST_OPERATOR_IMAGE" --set-string runtime.image="$JOULECAST_RUNTIME_IMAGE" \
+	--set-string agent.image="$JOULECAST_DEVICE_PLUGIN_IMAGE" \
 	--set 'energyModels.learnFrom={Measured,Modelled}' "$@"

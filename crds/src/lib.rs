@@ -14,6 +14,8 @@ pub mod inference_job;
 pub mod inference_model;
 pub mod learning;
 pub mod names;
+pub mod plan_step;
+pub mod planned;
 pub mod profile_report;
 pub mod profile_run;
 pub mod report;

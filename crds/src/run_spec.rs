@@ -36,10 +36,9 @@ pub struct RunSpec {
     /// have all been answered by earlier attempts ends at once, without loading the model.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub shards: u32,
-    /// File that says which configuration each line belongs to (docs/results.md, "The assignment"); the run takes those
-    /// of its own configuration. Without one, all lines are its own.
+    /// Which configuration each line belongs to; the run takes those of its own. Without it, all lines are its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub assignment_path: Option<String>,
+    pub assignment: Option<Assignment>,
     /// Sequences that are decoded together.
     pub batch: u32,
     /// Threads of the engine; the CPUs that the pod may use if absent.
@@ -68,6 +67,19 @@ pub enum Task {
     /// Put the results of all attempts together: exactly one for each line of the input, in its order. Needs neither the
     /// model nor the device; fails with reason `ResultsMissing` if a line has none.
     Merge,
+}
+
+/// The file that says which configuration each line belongs to: one byte for every request line (blank lines are none), in
+/// the order of the input, the index of the configuration in `status.plan.chosen`; 255 is never used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Assignment {
+    /// The file, inside the pod.
+    pub path: String,
+    /// SHA-256 of the file in hexadecimal.
+    pub sha256: String,
+    /// Request lines that it covers: all of the input.
+    pub requests: u64,
 }
 
 fn is_run(task: &Task) -> bool {

@@ -5,6 +5,7 @@ use std::io::{BufWriter, Write, stderr, stdout};
 
 pub mod access;
 pub mod compare;
+pub mod dry_run;
 pub mod explain;
 pub mod fit;
 pub mod plan;

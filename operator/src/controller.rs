@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::progress::ProgressReader;
 use apply::{ApplyError, Class};
-use decide::{ChildAction, Decision};
+use decide::Decision;
 use futures::{Stream, StreamExt};
 use joulecast_crds::InferenceJob;
 use k8s_openapi::jiff::Timestamp;
@@ -25,14 +25,18 @@ use thiserror::Error;
 pub mod account;
 pub mod apply;
 mod assess;
+pub mod attempts;
 pub mod basis;
 pub mod build;
 pub mod caches;
 pub mod candidates;
 pub mod decide;
+pub mod ending;
 pub mod facts;
+pub mod ledger;
 pub mod observe;
 pub mod orphans;
+pub mod plan_step;
 pub mod status;
 pub mod story;
 pub mod validate;
@@ -132,19 +136,23 @@ pub async fn reconcile(job: Arc<InferenceJob>, context: Arc<Context>) -> Result<
 
 /// When to look again without being told of a change.
 fn next(snapshot: &Snapshot, decision: &Decision, applied: &apply::Applied, context: &Context) -> Action {
+    let until = |at: Timestamp| {
+        Duration::try_from(at.duration_since(snapshot.now)).unwrap_or(Duration::ZERO).max(Duration::from_secs(1))
+    };
+    let mut waits: Vec<Duration> = Vec::new();
     if snapshot.running().is_some() {
-        Action::requeue(context.progress.interval())
-    } else if snapshot.pods.iter().any(|pod| pod.deleting && pod.end().is_none()) {
-        // A pod whose node is lost is given up after a time of which no watch tells.
-        Action::requeue(LOST_POD_AGAIN)
-    } else if applied.refused.is_some() || matches!(decision.child, ChildAction::Blocked { .. }) {
-        Action::requeue(REFUSED_AGAIN)
-    } else if let Some(expires) = decision.expires {
-        let left = expires.duration_since(snapshot.now);
-        Action::requeue(Duration::try_from(left).unwrap_or(Duration::ZERO).max(Duration::from_secs(1)))
-    } else {
-        Action::await_change()
+        waits.push(context.progress.interval());
     }
+    if snapshot.pods.iter().any(|pod| pod.deleting && pod.end().is_none()) {
+        // A pod whose node is lost is given up after a time of which no watch tells.
+        waits.push(LOST_POD_AGAIN);
+    }
+    if applied.refused.is_some() || decision.children.iter().any(|child| child.blocked().is_some()) {
+        waits.push(REFUSED_AGAIN);
+    }
+    waits.extend(decision.review.as_ref().and_then(|review| review.again).map(until));
+    waits.extend(decision.expires.map(until));
+    waits.into_iter().min().map_or_else(Action::await_change, Action::requeue)
 }
 
 async fn tell(snapshot: &Snapshot, computed: &status::Computed, context: &Context) {

@@ -112,11 +112,13 @@ async fn send(snapshot: &observe::Snapshot, step: &Step, context: &Context) -> R
             if ready {
                 let child = &prepared.child;
                 let name = child.metadata.name.as_deref();
-                applied.launched = apply::server_side(&jobs, "Job", name, child, &mut applied).await?;
+                if apply::server_side(&jobs, "Job", name, child, &mut applied).await? {
+                    applied.launched.extend(name.map(str::to_owned));
+                }
             }
         }
-        Step::Adjust { name, suspend, backoff_limit } => {
-            let patch = json!({"spec": {"suspend": suspend, "backoffLimit": backoff_limit}});
+        Step::Adjust { name, suspend } => {
+            let patch = json!({"spec": {"suspend": suspend}});
             let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
             let result = jobs.patch(name, &params, &Patch::Merge(&patch)).await;
             apply::settle(&format!("Job {name}"), result, &mut applied)?;

@@ -9,6 +9,7 @@
 mod assignment;
 mod band;
 mod baselines;
+mod bend;
 mod certificate;
 mod classes;
 mod core;
@@ -22,6 +23,7 @@ mod problem;
 mod repair;
 mod rows;
 mod shares;
+mod smooth;
 mod surface;
 mod tally;
 mod transport;

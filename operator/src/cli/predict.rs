@@ -68,10 +68,7 @@ impl Predict {
     /// # Errors
     /// Unreadable or malformed files, or a group or batch that the models do not have.
     pub fn run(&self, out: &mut dyn Write) -> Result<u8> {
-        let name = self.model.display();
-        let text = std::fs::read_to_string(&self.model).with_context(|| format!("cannot read the models {name}"))?;
-        let model: Model = serde_json::from_str(&text).with_context(|| format!("in the models {name}"))?;
-        model.check().with_context(|| format!("in the models {name}"))?;
+        let model = read_models(&self.model)?;
         let mut requests = Requests {
             predictors: Predictors {
                 group: choose(&model.groups, self.group.as_deref())?,
@@ -131,14 +128,27 @@ fn write_csv(out: &mut dyn Write, row: &Row) -> Result<()> {
     Ok(())
 }
 
+/// Reads and checks a file of fitted models.
+pub(crate) fn read_models(path: &Path) -> Result<Model> {
+    let name = path.display();
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read the models {name}"))?;
+    let model: Model = serde_json::from_str(&text).with_context(|| format!("in the models {name}"))?;
+    model.check().with_context(|| format!("in the models {name}"))?;
+    Ok(model)
+}
+
 /// The one group that was asked for.
-fn choose<'a>(groups: &'a [Group], asked: Option<&str>) -> Result<&'a Group> {
+pub(crate) fn choose<'a>(groups: &'a [Group], asked: Option<&str>) -> Result<&'a Group> {
     let list = || groups.iter().take(20).map(|g| format!("\n  {}", g.name())).collect::<String>();
     let Some(asked) = asked else {
         return match groups {
             [only] => Ok(only),
             [] => bail!("there is no model in the file"),
-            several => bail!("there are {} models in the file: choose one with --group:{}", several.len(), list()),
+            several => bail!(
+                "there are {} models in the file: choose one with --group (`group` in a configurations file):{}",
+                several.len(),
+                list()
+            ),
         };
     };
     let matching: Vec<&Group> = match groups.iter().find(|g| g.name() == asked) {

@@ -132,7 +132,8 @@ pub fn forecast(
         (PredictionBasis::Prior, _) => {
             let (parameters, artifact) = artifact(job, &chosen.model, usize::try_from(chosen.artifact_index).ok()?)?;
             let figures = config.devices.get(&chosen.device_class);
-            let prior = prior::fitting(&chosen.model, parameters, artifact.dtype.as_deref(), figures, BATCH);
+            let batch = chosen.batch.and_then(|batch| u32::try_from(batch).ok()).unwrap_or(BATCH);
+            let prior = prior::fitting(&chosen.model, parameters, artifact.dtype.as_deref(), figures, batch);
             prior.ok().map(|prior| prior.forecast)
         }
         _ => None,

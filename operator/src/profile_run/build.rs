@@ -2,17 +2,20 @@
 //! token; what it is to do stands in its arguments.
 
 use crate::config::Config;
-use crate::controller::build::{RUN_AS, affinity, container_security, pod_failure_policy};
+use crate::controller::build::{RUN_AS, affinity, container_security};
 use crate::profile_run::decide::Launch;
 use crate::profile_run::observe::identity;
 use crate::progress::ProgressKey;
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::names::{
-    CONTAINER, ENV_PROGRESS_TOKEN, LABEL_PROFILE_RUN, LABEL_PROFILE_RUN_UID, PROGRESS_PORT, RESOURCE_CUDA,
+    CONTAINER, ENV_PROGRESS_TOKEN, LABEL_PROFILE_RUN, LABEL_PROFILE_RUN_UID, PROGRESS_PORT, RESOURCE_CUDA, exit,
 };
 use joulecast_crds::profile_run::{Budget, Grid, Pace, Repetitions};
 use joulecast_crds::{DeviceClass, ProfileRun};
-use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use k8s_openapi::api::batch::v1::{
+    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
+    PodFailurePolicyRule,
+};
 use k8s_openapi::api::core::v1::{
     Container, ContainerPort, EnvVar, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec, PodTemplateSpec,
     ResourceRequirements, SeccompProfile, Volume, VolumeMount,
@@ -250,6 +253,31 @@ fn network_policy(run: &ProfileRun, launch: &Launch, config: &Config) -> Option<
             egress: None,
         }),
     })
+}
+
+/// A run that can never work fails at once; one that was asked to stop (suspended, evicted) or that its node took away is
+/// repeated without counting as a failure.
+fn pod_failure_policy() -> PodFailurePolicy {
+    let on_exit = |action: &str, codes: &[u8]| PodFailurePolicyRule {
+        action: action.into(),
+        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
+            container_name: Some(CONTAINER.into()),
+            operator: "In".into(),
+            values: codes.iter().copied().map(i32::from).collect(),
+        }),
+        on_pod_conditions: None,
+    };
+    let invalid = on_exit("FailJob", &[exit::USAGE, exit::INVALID]);
+    let stopped = on_exit("Ignore", &[exit::STOPPED]);
+    let disrupted = PodFailurePolicyRule {
+        action: "Ignore".into(),
+        on_exit_codes: None,
+        on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
+            type_: "DisruptionTarget".into(),
+            status: "True".into(),
+        }]),
+    };
+    PodFailurePolicy { rules: vec![invalid, stopped, disrupted] }
 }
 
 #[cfg(test)]

@@ -29,8 +29,6 @@ pub enum Step {
         name: String,
         /// `spec.suspend`.
         suspend: bool,
-        /// `spec.backoffLimit`.
-        backoff_limit: i32,
     },
     /// It ends in this model.
     Complete {
@@ -96,8 +94,8 @@ pub fn decide(snapshot: &Snapshot, config: &Config) -> Step {
             let (word, message) = child.failed.clone().unwrap_or_default();
             finish::failed(snapshot, &word, &message)
         }
-        Some(child) if child.suspend != run.spec.suspend || child.backoff_limit != run.spec.backoff_limit => {
-            Step::Adjust { name: child.name.clone(), suspend: run.spec.suspend, backoff_limit: run.spec.backoff_limit }
+        Some(child) if child.suspend != run.spec.suspend => {
+            Step::Adjust { name: child.name.clone(), suspend: run.spec.suspend }
         }
         Some(_) => Step::Keep,
         None if run.spec.suspend => Step::Keep,

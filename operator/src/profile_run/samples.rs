@@ -73,11 +73,11 @@ impl Builder {
 
     pub(crate) fn child(mut self, change: impl FnOnce(&mut ChildFacts)) -> Self {
         let mut facts = ChildFacts {
+            place: crate::controller::facts::Place { epoch: 1, configuration: 0, attempt: 1 },
             name: "grid-profile".into(),
             ours: true,
             deleting: false,
             suspend: false,
-            backoff_limit: 3,
             complete: false,
             failed: None,
         };

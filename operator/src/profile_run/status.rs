@@ -33,7 +33,7 @@ pub fn compute(snapshot: &Snapshot, step: &Step, applied: &Applied) -> ProfileRu
         status.progress = Some(shown(progress));
     }
     let child = snapshot.child.as_ref().is_some_and(|child| child.ours);
-    if status.start_time.is_none() && (applied.launched || child) {
+    if status.start_time.is_none() && (!applied.launched.is_empty() || child) {
         status.start_time = Some(Time(snapshot.now));
     }
     let mut set = |kind: &str, value: bool, reason: &str, message: &str| {
@@ -109,7 +109,9 @@ fn suspended(status: &mut ProfileRunStatus, snapshot: &Snapshot, finished: bool)
 
 fn running(status: &mut ProfileRunStatus, snapshot: &Snapshot, step: &Step, applied: &Applied, finished: bool) {
     let waiting = snapshot.pods.iter().rev().find_map(|pod| match &pod.facts.stage {
-        PodStage::Pending { waiting } => Some((&pod.facts.name, waiting.as_deref().unwrap_or("waiting for a node"))),
+        PodStage::Pending { waiting, .. } => {
+            Some((&pod.facts.name, waiting.as_deref().unwrap_or("waiting for a node")))
+        }
         _ => None,
     });
     let (value, reason, message) = if finished {
@@ -224,7 +226,8 @@ mod tests {
 
     fn computed(snapshot: &Snapshot) -> ProfileRunStatus {
         let step = decide(snapshot, &config());
-        let applied = Applied { launched: matches!(step, Step::Launch(_)), ..Applied::default() };
+        let launched = if matches!(step, Step::Launch(_)) { vec!["grid-profile".to_owned()] } else { vec![] };
+        let applied = Applied { launched, ..Applied::default() };
         compute(snapshot, &step, &applied)
     }
 

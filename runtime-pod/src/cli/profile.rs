@@ -110,7 +110,7 @@ pub(crate) fn profile(args: ProfileArgs) -> anyhow::Result<u8> {
         }
         endpoint.map(|endpoint| Served { endpoint, port: args.progress_port })
     });
-    shell::attend(around.stop.clone(), served)?;
+    shell::attend(around.stop.clone(), Duration::ZERO, served)?;
     let ProfileArgs { model, engine, provider, output, run_uid, termination_log, .. } = args;
     let name = || model.canonicalize().ok().as_ref()?.file_name().map(|name| name.to_string_lossy().into_owned());
     let campaign = Campaign {

@@ -61,7 +61,7 @@ pub(crate) fn primal_value(workload: &Workload, classes: &Classes, assignment: &
         .iter()
         .map(|(class, above)| {
             let mut cost = classes.fixed[*class].clone();
-            cost.faces.iter_mut().for_each(|face| face[0] += above);
+            cost.raise(*above);
             cost
         })
         .collect();

@@ -28,7 +28,8 @@ impl Classes {
     pub(crate) fn new(costs: &[Surface], largest: f64, workload: &Workload) -> Self {
         let (low, high) = workload.extent();
         let reach = |surface: &Surface| magnitude(surface, high);
-        let scale = Scale::new(costs.iter().map(reach).fold(largest, f64::max), workload.len(), high);
+        let bends = costs.iter().map(Surface::most_bends).max().unwrap_or(0);
+        let scale = Scale::new(costs.iter().map(reach).fold(largest, f64::max), bends, workload.len(), high);
         let grounded: Vec<_> = costs.iter().map(|cost| scale.surface(cost, low, high).grounded()).collect();
         let mut classes = Self { scale, surfaces: vec![], fixed: vec![], magnitudes: vec![], member: vec![] };
         let mut shapes: Vec<&FixedSurface> = vec![];
@@ -47,11 +48,9 @@ impl Classes {
         for (shape, &k) in shapes.iter().zip(&cheapest) {
             let base = grounded[k].1;
             let mut fixed = (*shape).clone();
-            for face in &mut fixed.faces {
-                face[0] += base;
-            }
+            fixed.raise(base);
             classes.fixed.push(fixed);
-            classes.surfaces.push(costs[k]);
+            classes.surfaces.push(costs[k].clone());
             classes.magnitudes.push(reach(&costs[k]));
         }
         for (class, constant) in &mut classes.member {

@@ -368,7 +368,7 @@ fn uses<'a>(
 }
 
 /// Factors a symmetric matrix (lower triangle) in place; false if it is not positive definite.
-fn cholesky(matrix: &mut [f64], m: usize) -> bool {
+pub(crate) fn cholesky(matrix: &mut [f64], m: usize) -> bool {
     for i in 0..m {
         for j in 0..=i {
             let mut sum = matrix[i * m + j];
@@ -389,7 +389,7 @@ fn cholesky(matrix: &mut [f64], m: usize) -> bool {
     true
 }
 
-fn solve_factored(factor: &[f64], m: usize, right: &mut [f64]) {
+pub(crate) fn solve_factored(factor: &[f64], m: usize, right: &mut [f64]) {
     for i in 0..m {
         let sum: f64 = (0..i).map(|k| factor[i * m + k] * right[k]).sum();
         right[i] = (right[i] - sum) / factor[i * m + i];

@@ -13,22 +13,22 @@ use super::interior::{self, Relaxed};
 use super::problem::{Ground, ProblemError};
 use super::repair::{Placed, Repair};
 use super::rows::{Priced, Rows, slop};
-use super::tally;
 use super::{Answer, Draft, Proof};
-use crate::units::Tokens;
+use super::{smooth, tally};
 
 /// Up to this many (request, candidate) pairs are taken all at once.
 const SMALL: usize = 50_000;
-/// Nodes of the first, coarse level.
-const COARSE: usize = 256;
-/// Share of the requests that stay undecided at that level.
-const FIRST_UNDECIDED: f64 = 0.8;
-/// Share of the requests that stay undecided when all others are decided by prices.
-const UNDECIDED: f64 = 0.02;
+/// Nodes that the first estimate of prices is made from.
+const COARSE: usize = 4096;
+/// Corrections of that estimate by all requests.
+const CORRECTIONS: usize = 4;
+/// Requests that stay undecided when all others are decided by prices.
+const UNDECIDED: f64 = 5000.0;
+/// Requests that are looked at to find how near a border is, and how many of them are near each candidate's at least.
+const SAMPLE: usize = 50_000;
+const TIED: u64 = 4;
 /// Gap, as a fraction of the assigned costs' magnitudes, below which no further improvement is looked for.
 const ENOUGH: f64 = 1.3e-6;
-/// The same for estimates from means.
-const ROUGH: f64 = 1e-4;
 /// Branches on setups before the search gives up proving.
 const BRANCHES: usize = 5000;
 
@@ -283,20 +283,9 @@ impl Stage<'_> {
         let small = workload.len() * self.who.len() <= SMALL;
         let mut widths = all.clone();
         if !small {
-            // Each level's means are better than the one's before: fewer and fewer stay undecided.
-            let mut share = FIRST_UNDECIDED;
-            for level in workload.levels().iter().filter(|level| level.len() >= COARSE) {
-                let requests = means(level);
-                let first = start.is_none() && level.len() == COARSE;
-                if first || start.is_none() || level.len() == workload.cells().len() {
-                    widths = if first { all.clone() } else { self.near(&requests, &prices, share) };
-                    prices = self.estimate(&requests, &prices, &widths)?;
-                }
-                share *= 0.5;
-                if level.len() == workload.cells().len() {
-                    widths = self.near(&requests, &prices, UNDECIDED);
-                }
-            }
+            prices = self.estimate(start)?;
+            let share = (UNDECIDED / workload.len() as f64).clamp(0.002, 1.0);
+            widths = band::widths(&band::sample(workload, SAMPLE), &self.priced(&prices).surfaces, share, TIED);
         }
         let mut last = None;
         for _ in 0..6 {
@@ -322,43 +311,30 @@ impl Stage<'_> {
         last
     }
 
-    fn near(&self, requests: &[(Tokens, u64)], prices: &[f64], share: f64) -> Vec<f64> {
-        band::widths(requests, &self.priced(prices).surfaces, share)
-    }
-
-    /// Prices for requests given as a few with their numbers; those within the widths are undecided.
-    fn estimate(&self, requests: &[(Tokens, u64)], start: &[f64], widths: &[f64]) -> Option<Vec<f64>> {
+    /// Prices from the means of squares of the plane, corrected by what all requests use at them.
+    fn estimate(&self, start: Option<&[f64]>) -> Option<Vec<f64>> {
         let Search { ground, rows, stop } = *self.search;
-        let mut widths = widths.to_vec();
-        let mut prices = start.to_vec();
-        let mut value = self.value_at(requests, &prices);
-        loop {
+        let workload = ground.workload;
+        let coarse = workload.levels().iter().rev().find(|level| level.len() <= COARSE)?;
+        let free = self.priced(&vec![0.0; rows.len()]);
+        let all = vec![f64::INFINITY; self.who.len()];
+        let core = Core::of_means(ground, rows, self.limits, self.surcharge, &means(coarse), &free, &all);
+        let mut smoothed = smooth::solve(&core, rows, start, stop)?;
+        let mut best: Option<(f64, Vec<f64>)> = None;
+        for _ in 0..CORRECTIONS {
+            let prices = smoothed.prices().to_vec();
             let priced = self.priced(&prices);
-            let core = Core::of_means(ground, rows, self.limits, self.surcharge, requests, &priced, &widths);
-            let relaxed = interior::solve(&core, rows, true, stop)?;
-            // Where those outside the widths would choose otherwise at the new prices, the bound falls short of the cost.
-            let next = self.value_at(requests, &relaxed.prices);
-            let cost: f64 = core.settled + relaxed.flow.iter().zip(&core.cost).map(|(x, c)| x * c).sum::<f64>();
-            let good = !relaxed.exceeded && cost - next <= ROUGH * self.worth(&core, &relaxed);
-            if next > value {
-                (prices, value) = (relaxed.prices, next);
+            let sharp = vec![0.0; self.who.len()];
+            let decided =
+                Core::of_requests(ground, rows, self.limits, self.surcharge, &priced, &priced.margins(&sharp));
+            let value = decided.settled - prices.iter().zip(&decided.left).map(|(p, left)| p * left).sum::<f64>();
+            smoothed.correct(&decided.left);
+            if best.as_ref().is_some_and(|(known, _)| value <= *known) {
+                break;
             }
-            if good || core.who.len() == requests.len() * self.who.len() {
-                return Some(prices);
-            }
-            widen(&mut widths, if relaxed.exceeded { 4.0 } else { 2.0 });
+            best = Some((value, prices));
         }
-    }
-
-    /// The dual function for requests given as a few with their numbers.
-    fn value_at(&self, requests: &[(Tokens, u64)], prices: &[f64]) -> f64 {
-        let surfaces = self.priced(prices).surfaces;
-        let least = |tokens: &Tokens| {
-            let (x, y) = (f64::from(tokens.input), f64::from(tokens.output));
-            surfaces.iter().map(|surface| surface.at(x, y)).fold(f64::INFINITY, f64::min)
-        };
-        let served: f64 = requests.iter().map(|(tokens, count)| *count as f64 * least(tokens)).sum();
-        served - prices.iter().zip(self.limits).map(|(p, limit)| p * limit).sum::<f64>()
+        best.map(|(_, prices)| prices)
     }
 
     /// The lower bound that the prices prove for the requests' costs.

@@ -133,12 +133,6 @@ pub enum ProblemError {
         /// What it must be.
         must: &'static str,
     },
-    /// A cost with knots, which the solver does not take yet: better no plan than one that leaves them out.
-    #[error(
-        "candidate {0:?}: {1} has knots (tin_over_N, step_over_N, context_over_N), which cannot be planned with yet; \
-         give it as the six terms and floor_terms"
-    )]
-    Knots(String, &'static str),
     /// Costs too large for the arithmetic.
     #[error("candidate {0:?}: its {1} exceeds 1e200 on this workload")]
     Overflow(String, &'static str),
@@ -181,9 +175,9 @@ impl<'a> Ground<'a> {
         order.sort_by(|a, b| problem.candidates[*a].name.cmp(&problem.candidates[*b].name));
         let candidates: Vec<&Candidate> = order.iter().map(|k| &problem.candidates[*k]).collect();
         check(&candidates, problem)?;
-        let energy: Vec<_> = candidates.iter().map(|c| Surface::of(&c.energy)).collect();
-        let runtime: Vec<_> = candidates.iter().map(|c| Surface::of(&c.runtime)).collect();
-        let corner = workload.extent().1;
+        let (low, corner) = workload.extent();
+        let energy: Vec<_> = candidates.iter().map(|c| Surface::of(&c.energy, low, corner)).collect();
+        let runtime: Vec<_> = candidates.iter().map(|c| Surface::of(&c.runtime, low, corner)).collect();
         for (k, candidate) in candidates.iter().enumerate() {
             for (surface, what) in [(&energy[k], "energy"), (&runtime[k], "run time")] {
                 let reach = surface.magnitude(f64::from(corner.input), f64::from(corner.output));
@@ -281,15 +275,14 @@ fn check(candidates: &[&Candidate], problem: &Problem<'_>) -> Result<(), Problem
 fn check_figures(candidate: &Candidate) -> Result<(), ProblemError> {
     let wrong = |field, value, must| Err(ProblemError::Figure { name: candidate.name.clone(), field, value, must });
     for (field, cost) in [("an energy term", &candidate.energy), ("a runtime term", &candidate.runtime)] {
-        if !cost.knots.is_empty() {
-            return Err(ProblemError::Knots(
-                candidate.name.clone(),
-                if field.contains("energy") { "energy" } else { "runtime" },
-            ));
-        }
         let floors = cost.floor_terms.iter().flat_map(Terms::as_array);
         if let Some(value) = cost.terms.as_array().into_iter().chain(floors).find(|v| !v.is_finite()) {
             return wrong(field, value, "finite");
+        }
+        // Knots rise: so it is that a cost between two of their lines lies between tangent and chord.
+        let knots = cost.knots.iter().flat_map(|knot| [knot.tin, knot.step, knot.context]);
+        if let Some(value) = knots.into_iter().find(|v| !v.is_finite() || *v < 0.0) {
+            return wrong(field, value, "finite, and in a knot (an ..._over_N term) not negative");
         }
     }
     let (share, budget) = (candidate.share.unwrap_or(Share { min: 0.0, max: 1.0 }), candidate.budget);

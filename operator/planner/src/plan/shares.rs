@@ -18,6 +18,10 @@ const SMALL: usize = 2048;
 const COARSE: usize = 1024;
 /// Share of the requests that stay undecided when all others are decided by prices.
 const UNDECIDED: f64 = 0.02;
+/// At least this many means or requests are undecided about each class.
+const TIED: u64 = 24;
+/// Requests that are looked at to find how near a border is.
+const SAMPLE: usize = 16_384;
 
 /// An optimal assignment of counts and prices.
 #[derive(Debug, Clone)]
@@ -56,9 +60,10 @@ pub(crate) fn solve(
     if let (None, Some(coarse)) = (start, coarse) {
         potentials = solver.estimate(&means(coarse), &potentials, all)?;
     }
-    let widths = |potentials: &[i128], share: f64| band::widths(&cells, &classes.priced(potentials).0, share);
-    potentials = solver.estimate(&cells, &potentials, widths(&potentials, 4.0 * UNDECIDED))?;
-    solver.refine(&potentials, widths(&potentials, UNDECIDED))
+    let near = band::widths(&cells, &classes.priced(&potentials).0, 4.0 * UNDECIDED, TIED);
+    potentials = solver.estimate(&cells, &potentials, near)?;
+    let sample = band::sample(workload, SAMPLE);
+    solver.refine(&potentials, band::widths(&sample, &classes.priced(&potentials).0, UNDECIDED, TIED))
 }
 
 struct Solver<'a> {

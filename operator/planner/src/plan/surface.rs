@@ -1,6 +1,9 @@
-//! Costs over the (x, y) plane as the solver sees them: quadratics, the larger of several, and their bounds on a box.
+//! Costs over the (x, y) plane as the solver sees them: quadratics with bends, the larger of several, and their bounds on
+//! a box.
 
+use super::bend::{Bend, Plane, Reach};
 use crate::cost::{Cost, Terms};
+use crate::units::Tokens;
 
 /// Coefficients of 1, x, x^2, y, x y, y^2.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
@@ -40,17 +43,8 @@ impl Quadratic {
             xx: cxx,
             xy: cxy,
             yy: cyy,
+            slack: 0.0,
         }
-    }
-
-    /// A lower bound over the box.
-    pub(crate) fn low(&self, area: &Area) -> f64 {
-        self.about(area).low_above(&Local::default(), area)
-    }
-
-    /// An upper bound over the box.
-    pub(crate) fn high(&self, area: &Area) -> f64 {
-        -Local::default().low_above(&self.about(area), area)
     }
 }
 
@@ -63,6 +57,13 @@ pub(crate) struct Area {
     pub(crate) half_y: f64,
 }
 
+impl Area {
+    /// The corners with the least and the most tokens.
+    pub(crate) fn corners(&self) -> ((f64, f64), (f64, f64)) {
+        ((self.x - self.half_x, self.y - self.half_y), (self.x + self.half_x, self.y + self.half_y))
+    }
+}
+
 #[derive(Debug, Default, Clone, Copy)]
 struct Local {
     value: f64,
@@ -71,9 +72,27 @@ struct Local {
     xx: f64,
     xy: f64,
     yy: f64,
+    /// How far off all of this may be, either way.
+    slack: f64,
 }
 
 impl Local {
+    fn add(&mut self, by: &Self) {
+        self.value += by.value;
+        self.dx += by.dx;
+        self.dy += by.dy;
+        self.xx += by.xx;
+        self.xy += by.xy;
+        self.yy += by.yy;
+    }
+
+    fn add_plane(&mut self, plane: &Plane) {
+        self.value += plane.value;
+        self.dx += plane.dx;
+        self.dy += plane.dy;
+        self.slack += plane.slack;
+    }
+
     /// A lower bound of self - other over the box, each of the six terms at its worst.
     #[inline]
     fn low_above(&self, other: &Self, area: &Area) -> f64 {
@@ -82,22 +101,54 @@ impl Local {
             + (self.xx - other.xx).min(0.0) * wx * wx
             + (self.yy - other.yy).min(0.0) * wy * wy
             - (self.xy - other.xy).abs() * wx * wy
+            - (self.slack + other.slack)
     }
 }
 
-/// The largest of one to four quadratics: a cost with a floor has two, an energy and a run time with floors make four.
-#[derive(Debug, Default, Clone, Copy)]
+/// The largest of one to four quadratics with bends: a cost with a floor has two, an energy and a run time with floors
+/// make four.
+#[derive(Debug, Default, Clone)]
 pub(crate) struct Surface {
     faces: [Quadratic; 4],
     len: usize,
+    /// By face; nothing at all where no face has any.
+    bends: Vec<Vec<Bend>>,
 }
 
 impl Surface {
-    pub(crate) fn of(cost: &Cost) -> Self {
+    /// The cost of requests with token counts between `low` and `high`.
+    pub(crate) fn of(cost: &Cost, low: Tokens, high: Tokens) -> Self {
         let mut surface = Self::flat(cost.terms.into());
         if let Some(floor) = cost.floor_terms {
             surface.faces[1] = floor.into();
             surface.len = 2;
+        }
+        let corner = |tokens: Tokens| (f64::from(tokens.input), f64::from(tokens.output));
+        let mut bends = vec![];
+        for bend in cost.knots.iter().map(Bend::from) {
+            // A knot beyond all requests, or before all of them, is none.
+            match Reach::over_box(bend.over, corner(low), corner(high)) {
+                Some(reach) => surface.faces[0] = surface.faces[0].plus(1.0, &bend.quadratic(reach)),
+                None => bends.push(bend),
+            }
+        }
+        if !bends.is_empty() {
+            surface.bends = vec![vec![]; surface.len];
+            surface.bends[0] = bends;
+        }
+        surface
+    }
+
+    /// The largest of one to four faces.
+    pub(crate) fn new(faces: impl Iterator<Item = (Quadratic, Vec<Bend>)>) -> Self {
+        let mut surface = Self::default();
+        for (face, bends) in faces {
+            surface.faces[surface.len] = face;
+            surface.len += 1;
+            surface.bends.push(bends);
+        }
+        if surface.bends.iter().all(Vec::is_empty) {
+            surface.bends.clear();
         }
         surface
     }
@@ -105,41 +156,66 @@ impl Surface {
     pub(crate) fn flat(face: Quadratic) -> Self {
         let mut faces = [Quadratic::default(); 4];
         faces[0] = face;
-        Self { faces, len: 1 }
+        Self { faces, len: 1, bends: vec![] }
     }
 
     pub(crate) fn faces(&self) -> &[Quadratic] {
         &self.faces[..self.len]
     }
 
+    pub(crate) fn bends(&self, face: usize) -> &[Bend] {
+        self.bends.get(face).map_or(&[], Vec::as_slice)
+    }
+
+    /// The number of bends of the face with the most.
+    pub(crate) fn most_bends(&self) -> usize {
+        self.bends.iter().map(Vec::len).max().unwrap_or(0)
+    }
+
+    /// Whether this is one quadratic everywhere.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.len == 1 && self.bends.is_empty()
+    }
+
     /// weight * self + other_weight * other, for weights >= 0 and at most two faces each.
     pub(crate) fn blend(&self, weight: f64, other: &Self, other_weight: f64) -> Self {
         debug_assert!(self.len * other.len <= 4 && weight >= 0.0 && other_weight >= 0.0);
         let zero = Quadratic::default();
-        let mut blend = Self::default();
         // A weight of zero makes all faces of its side equal: one is enough.
-        let own = if weight == 0.0 { &self.faces[..1] } else { self.faces() };
-        let others = if other_weight == 0.0 { &other.faces[..1] } else { other.faces() };
-        for face in own {
-            for with in others {
-                blend.faces[blend.len] = zero.plus(weight, face).plus(other_weight, with);
-                blend.len += 1;
+        let faces = |of: &Self, weight: f64| if weight == 0.0 { 1 } else { of.len };
+        let scaled = |of: &[Bend], weight: f64| of.iter().map(|b| b.times(weight)).collect::<Vec<_>>();
+        let pairs =
+            (0..faces(self, weight)).flat_map(|own| (0..faces(other, other_weight)).map(move |with| (own, with)));
+        Self::new(pairs.map(|(own, with)| {
+            let mut bends = if weight == 0.0 { vec![] } else { scaled(self.bends(own), weight) };
+            if other_weight != 0.0 {
+                bends.extend(scaled(other.bends(with), other_weight));
             }
-        }
-        blend
+            (zero.plus(weight, &self.faces[own]).plus(other_weight, &other.faces[with]), bends)
+        }))
     }
 
     /// Adds a quadratic to every face.
     pub(crate) fn raised(&self, by: &Quadratic) -> Self {
-        let mut raised = *self;
+        let mut raised = self.clone();
         for face in &mut raised.faces[..raised.len] {
             *face = face.plus(1.0, by);
         }
         raised
     }
 
+    /// The value of one face.
+    #[inline]
+    pub(crate) fn face_at(&self, face: usize, x: f64, y: f64) -> f64 {
+        let bends = self.bends(face).iter().map(|bend| bend.at(x, y)).sum::<f64>();
+        self.faces[face].at(x, y) + bends
+    }
+
     #[inline]
     pub(crate) fn at(&self, x: f64, y: f64) -> f64 {
+        if !self.bends.is_empty() {
+            return (0..self.len).map(|face| self.face_at(face, x, y)).fold(f64::NEG_INFINITY, f64::max);
+        }
         let mut value = self.faces[0].at(x, y);
         for face in &self.faces[1..self.len] {
             value = value.max(face.at(x, y));
@@ -147,14 +223,43 @@ impl Surface {
         value
     }
 
+    /// The face that gives the value, and the value.
+    #[inline]
+    pub(crate) fn top(&self, x: f64, y: f64) -> (usize, f64) {
+        let (mut top, mut value) = (0, f64::NEG_INFINITY);
+        for face in 0..self.len {
+            let here = self.face_at(face, x, y);
+            if here > value {
+                (top, value) = (face, here);
+            }
+        }
+        (top, value)
+    }
+
     pub(crate) fn magnitude(&self, x: f64, y: f64) -> f64 {
-        self.faces().iter().fold(0.0, |largest, face| face.magnitude(x, y).max(largest))
+        let of_face = |face: usize| {
+            let bends = self.bends(face).iter().map(|bend| bend.magnitude(x, y));
+            self.faces[face].magnitude(x, y) + bends.sum::<f64>()
+        };
+        (0..self.len).map(of_face).fold(0.0, f64::max)
     }
 
     pub(crate) fn about(&self, area: &Area) -> LocalSurface {
         let mut faces = [Local::default(); 4];
         for (local, face) in faces.iter_mut().zip(self.faces()) {
             *local = face.about(area);
+        }
+        if !self.bends.is_empty() {
+            let (low, high) = area.corners();
+            for (local, bends) in faces.iter_mut().zip(&self.bends) {
+                for bend in bends {
+                    match Reach::over_box(bend.over, low, high) {
+                        Some(Reach::Below) => {}
+                        Some(reach) => local.add(&bend.quadratic(reach).about(area)),
+                        None => local.add_plane(&bend.plane(area)),
+                    }
+                }
+            }
         }
         LocalSurface { faces, len: self.len }
     }
@@ -169,7 +274,24 @@ pub(crate) struct LocalSurface {
 
 impl LocalSurface {
     pub(crate) const EMPTY: Self =
-        Self { faces: [Local { value: 0.0, dx: 0.0, dy: 0.0, xx: 0.0, xy: 0.0, yy: 0.0 }; 4], len: 0 };
+        Self { faces: [Local { value: 0.0, dx: 0.0, dy: 0.0, xx: 0.0, xy: 0.0, yy: 0.0, slack: 0.0 }; 4], len: 0 };
+
+    /// The face that is above the others by more than `error` all over the box.
+    pub(crate) fn top(&self, area: &Area, error: f64) -> Option<usize> {
+        let faces = &self.faces[..self.len];
+        let above = |top: usize, other: usize| top == other || faces[top].low_above(&faces[other], area) > error;
+        (0..self.len).find(|top| (0..self.len).all(|other| above(*top, other)))
+    }
+
+    /// Whether a face is at least 0 (true) or below 0 (false) all over the box, if it is either.
+    pub(crate) fn sign(&self, face: usize, area: &Area) -> Option<bool> {
+        let zero = Local::default();
+        if self.faces[face].low_above(&zero, area) >= 0.0 {
+            Some(true)
+        } else {
+            (zero.low_above(&self.faces[face], area) > 0.0).then_some(false)
+        }
+    }
 
     /// The value at the centre.
     #[inline]
@@ -222,6 +344,22 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn knots_bend_a_surface_where_its_requests_cross_them() {
+        let mut cost = Cost::from(Terms { constant: 1.0, tout: 2.0, ..Terms::default() });
+        (cost.knot_mut(5).step, cost.knot_mut(20).context, cost.knot_mut(900).tin) = (1.0, 0.5, 3.0);
+        cost.floor_terms = Some(Terms { constant: 60.0, ..Terms::default() });
+        let (low, high) = (Tokens { input: 2, output: 1 }, Tokens { input: 30, output: 40 });
+        let surface = Surface::of(&cost, low, high);
+        assert_eq!((surface.bends(0).len(), surface.bends(1).len()), (2, 0));
+        for (x, y) in [(2, 1), (2, 40), (30, 40), (5, 0), (5, 1), (20, 3), (19, 1), (7, 30)] {
+            let (x, y) = (f64::from(x), f64::from(y));
+            assert!((surface.at(x, y) - cost.at_point(x, y)).abs() < 1e-9);
+        }
+        let late = Surface::of(&cost, Tokens { input: 20, output: 1 }, high);
+        assert!(late.bends(0).is_empty() && (late.at(25.0, 9.0) - cost.at_point(25.0, 9.0)).abs() < 1e-9);
     }
 
     #[test]

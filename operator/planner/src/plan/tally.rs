@@ -3,11 +3,12 @@
 //! Only integers are added, one set of moments for each quadratic that applies, so that no order of requests shows.
 
 use super::assignment::{Assignment, Part};
+use super::bend::{Bend, Parted, Reach};
 use super::fixed::{FixedSurface, Scale};
 use super::moments::Moments;
 use super::problem::Ground;
-use super::surface::{Area, Quadratic, Surface};
-use super::workload::{Node, Workload};
+use super::surface::{Area, Surface};
+use super::workload::{Node, Survey, Workload};
 use crate::units::Tokens;
 use std::ops::Range;
 
@@ -74,28 +75,69 @@ pub(crate) fn total(workload: &Workload, surface: &Surface) -> f64 {
     split.sum_over(&workload.moments())
 }
 
+/// Requests kept apart by the face of a surface that they are on, and by what each of its bends is there.
+#[derive(Debug, Clone)]
+struct Pile(Vec<(Moments, Vec<Parted>)>);
+
+impl Pile {
+    fn of(surface: &Surface) -> Self {
+        let face = |face: usize| (Moments::default(), vec![Parted::default(); surface.bends(face).len()]);
+        Self((0..surface.faces().len()).map(face).collect())
+    }
+
+    fn add(&mut self, surface: &Surface, face: usize, tokens: Tokens, count: u64) {
+        let (moments, bends) = &mut self.0[face];
+        moments.add(tokens, count);
+        for (parted, bend) in bends.iter_mut().zip(surface.bends(face)) {
+            parted.add(bend.over, tokens, count);
+        }
+    }
+
+    /// Adds a node's requests, if each bend is the same quadratic for all of them.
+    fn add_node(&mut self, surface: &Surface, face: usize, node: &Node, area: &Area) -> bool {
+        let (low, high) = area.corners();
+        let reach = |bend: &Bend| Reach::over_box(bend.over, low, high);
+        if !surface.bends(face).iter().all(|bend| reach(bend).is_some()) {
+            return false;
+        }
+        let (moments, bends) = &mut self.0[face];
+        moments.merge(&node.moments);
+        for (parted, reach) in bends.iter_mut().zip(surface.bends(face).iter().filter_map(reach)) {
+            parted.merge(reach, &node.moments);
+        }
+        true
+    }
+
+    fn sum(&self, surface: &Surface) -> f64 {
+        let faces = self.0.iter().enumerate().map(|(face, (moments, bends))| {
+            let bends = bends.iter().zip(surface.bends(face)).map(|(parted, bend)| parted.sum_of(bend));
+            moments.sum_of(&surface.faces()[face].0) + bends.sum::<f64>()
+        });
+        faces.sum()
+    }
+}
+
 /// Requests kept apart by which face of a surface is the largest there, and where asked for by its sign.
 pub(crate) struct Split {
-    faces: Vec<Quadratic>,
-    plus: Vec<Moments>,
-    minus: Vec<Moments>,
+    surface: Surface,
+    plus: Pile,
+    minus: Pile,
     signed: bool,
 }
 
 impl Split {
     pub(crate) fn new(surface: &Surface) -> Self {
-        let faces = surface.faces().to_vec();
-        let none = vec![Moments::default(); faces.len()];
-        Self { faces, plus: none.clone(), minus: none, signed: false }
+        let none = Pile::of(surface);
+        Self { surface: surface.clone(), plus: none.clone(), minus: none, signed: false }
     }
 
     fn signed(surface: &Surface) -> Self {
         Self { signed: true, ..Self::new(surface) }
     }
 
-    /// One face and no sign: nothing to keep apart.
+    /// One quadratic and no sign: nothing to keep apart.
     fn is_plain(&self) -> bool {
-        self.faces.len() == 1 && !self.signed
+        !self.signed && self.surface.is_plain()
     }
 
     #[inline]
@@ -106,98 +148,97 @@ impl Split {
     }
 
     fn place(&mut self, tokens: Tokens, count: u64) {
-        let (x, y) = (f64::from(tokens.input), f64::from(tokens.output));
-        let (mut top, mut value) = (0, f64::NEG_INFINITY);
-        for (i, face) in self.faces.iter().enumerate() {
-            if face.at(x, y) > value {
-                (top, value) = (i, face.at(x, y));
-            }
-        }
-        if self.signed && value < 0.0 { &mut self.minus[top] } else { &mut self.plus[top] }.add(tokens, count);
+        let (top, value) = self.surface.top(f64::from(tokens.input), f64::from(tokens.output));
+        let side = if self.signed && value < 0.0 { &mut self.minus } else { &mut self.plus };
+        side.add(&self.surface, top, tokens, count);
     }
 
     /// Adds a node's requests, which are those of `cells`.
     pub(crate) fn add_node(&mut self, workload: &Workload, node: &Node, cells: Range<usize>) {
-        if self.is_plain() || node.moments.count == 0 {
-            return;
-        }
-        let area = node.area();
-        match top_face(&self.faces, &area, 0.0) {
-            Some(top) if !self.signed || self.faces[top].low(&area) >= 0.0 => self.plus[top].merge(&node.moments),
-            Some(top) if self.faces[top].high(&area) < 0.0 => self.minus[top].merge(&node.moments),
-            _ if cells.len() > 1 => {
-                for cell in cells {
-                    self.add_node(workload, &workload.cells()[cell], cell..cell + 1);
+        if !self.is_plain() {
+            workload.survey(node, cells, &mut |part| match part {
+                Survey::Node(node) => self.take(node),
+                Survey::Request(tokens) => {
+                    self.place(tokens, 1);
+                    true
                 }
-            }
-            _ => workload.requests(cells.start, cells.end).for_each(|tokens| self.place(tokens, 1)),
+            });
         }
     }
 
-    fn sums(&self) -> (f64, f64) {
-        let sum = |of: &[Moments]| self.faces.iter().zip(of).map(|(face, moments)| moments.sum_of(&face.0)).sum();
-        (sum(&self.plus), sum(&self.minus))
+    /// Adds a node's requests if one quadratic of one sign holds for them all.
+    fn take(&mut self, node: &Node) -> bool {
+        let area = node.area();
+        let local = self.surface.about(&area);
+        let Some(top) = local.top(&area, 0.0) else { return false };
+        let side = match self.signed.then(|| local.sign(top, &area)) {
+            None | Some(Some(true)) => &mut self.plus,
+            Some(Some(false)) => &mut self.minus,
+            Some(None) => return false,
+        };
+        side.add_node(&self.surface, top, node, &area)
     }
 
     /// The sum over the requests added, which have the moments `all`.
     pub(crate) fn sum_over(&self, all: &Moments) -> f64 {
-        if self.is_plain() { all.sum_of(&self.faces[0].0) } else { self.sums().0 + self.sums().1 }
+        if self.is_plain() {
+            all.sum_of(&self.surface.faces()[0].0)
+        } else {
+            self.plus.sum(&self.surface) + self.minus.sum(&self.surface)
+        }
     }
 
     fn magnitude(&self) -> f64 {
-        self.sums().0 - self.sums().1
+        self.plus.sum(&self.surface) - self.minus.sum(&self.surface)
     }
-}
-
-/// The face that is larger than the others by more than `error` all over a box.
-fn top_face(faces: &[Quadratic], area: &Area, error: f64) -> Option<usize> {
-    let above = |top: &Quadratic, other: &Quadratic| top.plus(-1.0, other).low(area) > error;
-    let tops = |top: usize| (0..faces.len()).all(|other| other == top || above(&faces[top], &faces[other]));
-    (0..faces.len()).find(|top| tops(*top))
 }
 
 /// An exact sum of a fixed-point surface.
 pub(crate) struct FixedSum<'a> {
-    surface: &'a FixedSurface,
-    faces: Vec<Quadratic>,
+    fixed: &'a FixedSurface,
+    /// The same in f64, with its rounding error.
+    surface: Surface,
     error: f64,
-    by_face: Vec<Moments>,
+    pile: Pile,
     loose: i128,
 }
 
 impl<'a> FixedSum<'a> {
     /// `error` is the rounding error of the surface in f64.
-    pub(crate) fn new(surface: &'a FixedSurface, scale: &Scale, error: f64) -> Self {
-        let faces: Vec<_> = surface.faces.iter().map(|face| Quadratic(face.map(|c| scale.float(c)))).collect();
-        Self { surface, by_face: vec![Moments::default(); faces.len()], faces, error, loose: 0 }
+    pub(crate) fn new(fixed: &'a FixedSurface, scale: &Scale, error: f64) -> Self {
+        let surface = fixed.float(scale);
+        Self { fixed, pile: Pile::of(&surface), surface, error, loose: 0 }
     }
 
+    #[inline]
     pub(crate) fn add(&mut self, tokens: Tokens) {
-        if let [only] = &mut self.by_face[..] {
-            only.add(tokens, 1);
+        if self.surface.faces().len() == 1 {
+            self.pile.add(&self.surface, 0, tokens, 1);
         } else {
-            self.loose += self.surface.at(tokens);
+            self.loose += self.fixed.at(tokens);
         }
     }
 
     /// Adds a node's requests, which are those of `cells`.
     pub(crate) fn add_node(&mut self, workload: &Workload, node: &Node, cells: Range<usize>) {
-        if node.moments.count == 0 {
-            return;
-        }
-        match top_face(&self.faces, &node.area(), 2.0 * self.error) {
-            Some(top) => self.by_face[top].merge(&node.moments),
-            None if cells.len() > 1 => {
-                for cell in cells {
-                    self.add_node(workload, &workload.cells()[cell], cell..cell + 1);
-                }
+        workload.survey(node, cells, &mut |part| match part {
+            Survey::Node(node) => {
+                let area = node.area();
+                let top = self.surface.about(&area).top(&area, 2.0 * self.error);
+                top.is_some_and(|top| self.pile.add_node(&self.surface, top, node, &area))
             }
-            None => workload.requests(cells.start, cells.end).for_each(|tokens| self.add(tokens)),
-        }
+            Survey::Request(tokens) => {
+                self.add(tokens);
+                true
+            }
+        });
     }
 
     pub(crate) fn sum(&self) -> i128 {
-        let by_face = self.surface.faces.iter().zip(&self.by_face).map(|(face, moments)| moments.sum_of_fixed(face));
-        self.loose + by_face.sum::<i128>()
+        let faces = self.fixed.faces.iter().zip(&self.pile.0).map(|(face, (moments, bends))| {
+            let bends = face.bends.iter().zip(bends).map(|(bend, parted)| parted.sum_of_fixed(bend));
+            moments.sum_of_fixed(&face.terms) + bends.sum::<i128>()
+        });
+        self.loose + faces.sum::<i128>()
     }
 }

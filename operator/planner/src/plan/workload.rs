@@ -97,6 +97,14 @@ pub(crate) trait Visit {
     fn cell(&mut self, _cell: usize, _mask: u64) {}
 }
 
+/// What a survey shows.
+pub(crate) enum Survey<'a> {
+    /// A node; false asks for its parts.
+    Node(&'a Node),
+    /// A request of a cell whose parts were asked for.
+    Request(Tokens),
+}
+
 /// Surfaces to compare. One is near the lowest where it is above it by no more than both their margins.
 pub(crate) struct Contest<'a> {
     pub(crate) surfaces: &'a [Surface],
@@ -253,6 +261,24 @@ impl Workload {
         let range = self.starts[first] as usize..self.starts[end] as usize;
         let pairs = self.xs[range.clone()].iter().zip(&self.ys[range]);
         pairs.map(|(&input, &output)| Tokens { input, output })
+    }
+
+    /// Shows a node, which holds the requests of `cells`, and its parts where they are asked for.
+    pub(crate) fn survey(&self, node: &Node, cells: Range<usize>, see: &mut impl FnMut(Survey<'_>) -> bool) {
+        if node.moments.count == 0 || see(Survey::Node(node)) {
+            return;
+        }
+        if cells.len() == 1 {
+            self.requests(cells.start, cells.end).for_each(|tokens| {
+                see(Survey::Request(tokens));
+            });
+            return;
+        }
+        let part = cells.len() / 4;
+        let level = self.levels.len() - 1 - part.ilog2() as usize / 2;
+        for first in cells.step_by(part) {
+            self.survey(&self.levels[level][first / part], first..first + part, see);
+        }
     }
 
     /// Compares the surfaces at every request, a node at a time where no other is near the lowest.

@@ -1,6 +1,6 @@
 //! Random small problems.
 
-use joulecast_planner::cost::{Cost, Terms};
+use joulecast_planner::cost::{Cost, Knot, Terms};
 use joulecast_planner::plan::{Candidate, Setup, Share};
 use joulecast_planner::units::{Joules, Seconds, Tokens};
 use proptest::prelude::*;
@@ -27,13 +27,33 @@ fn terms(scale: f64) -> BoxedStrategy<Terms> {
         .boxed()
 }
 
+/// No, one or two knots, at places that requests lie on, cross or do not reach.
+fn knots() -> BoxedStrategy<Vec<Knot>> {
+    let over = prop_oneof![Just(0u32), Just(8), Just(16), Just(64), 0..300u32, 0..9000u32];
+    let worth = || prop_oneof![2 => Just(0.0), 2 => (1..4i32).prop_map(f64::from), 1 => 0.0..5.0];
+    let knot = (over, worth(), worth(), worth()).prop_map(|(over, tin, step, context)| Knot {
+        over,
+        tin,
+        step,
+        context: context / 64.0,
+    });
+    let some = prop::collection::btree_map(0..9000u32, knot, 1..=2);
+    prop_oneof![2 => Just(vec![]), 1 => some.prop_map(|knots| {
+        let mut knots: Vec<Knot> = knots.into_values().collect();
+        knots.sort_by_key(|knot| knot.over);
+        knots.dedup_by_key(|knot| knot.over);
+        knots
+    })]
+    .boxed()
+}
+
 fn cost() -> BoxedStrategy<Cost> {
     let scale = prop_oneof![6 => Just(1.0), 1 => Just(1e9), 1 => Just(1e-7)];
-    (scale.prop_flat_map(terms), prop::option::weighted(0.3, (terms(1.0), 0.0..200.0)))
-        .prop_map(|(terms, floor)| Cost {
+    (scale.prop_flat_map(terms), knots(), prop::option::weighted(0.3, (terms(1.0), 0.0..200.0)))
+        .prop_map(|(terms, knots, floor)| Cost {
             terms,
+            knots,
             floor_terms: floor.map(|(floor, constant)| Terms { constant, ..floor }),
-            ..Cost::default()
         })
         .boxed()
 }

@@ -1,0 +1,242 @@
+//! Knots of a cost as the solver sees them: over the plane, a knot is one of three quadratics, nothing below its place,
+//! and joined without a gap along the lines x = over and x + y = over.
+
+use super::moments::Moments;
+use super::surface::{Area, Quadratic};
+use crate::cost::Knot;
+use crate::units::Tokens;
+
+/// With v = max(0, x - over) and u = max(0, x + y - over) it is worth tin v + step (u - v) + half (u^2 - v^2).
+#[derive(Debug, Default, Clone, Copy, PartialEq)]
+pub(crate) struct Bend {
+    pub(crate) over: f64,
+    pub(crate) tin: f64,
+    pub(crate) step: f64,
+    /// Half of what a step's cost rises by for each token of context.
+    pub(crate) half: f64,
+}
+
+/// Which of its quadratics a bend is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Reach {
+    /// x + y <= over: nothing.
+    Below,
+    /// x <= over <= x + y: the steps after the place.
+    Steps,
+    /// x >= over: all steps, and the prefill beyond it.
+    All,
+}
+
+impl Reach {
+    /// On all of a box of token counts; None where the box lies across one of the lines.
+    pub(crate) fn over_box(over: f64, low: (f64, f64), high: (f64, f64)) -> Option<Self> {
+        if high.0 + high.1 <= over {
+            Some(Self::Below)
+        } else if low.0 >= over {
+            Some(Self::All)
+        } else if high.0 <= over && low.0 + low.1 >= over {
+            Some(Self::Steps)
+        } else {
+            None
+        }
+    }
+
+    #[inline]
+    pub(crate) fn at(over: f64, x: f64, y: f64) -> Self {
+        if x + y <= over {
+            Self::Below
+        } else if x <= over {
+            Self::Steps
+        } else {
+            Self::All
+        }
+    }
+}
+
+impl From<&Knot> for Bend {
+    fn from(knot: &Knot) -> Self {
+        Self { over: f64::from(knot.over), tin: knot.tin, step: knot.step, half: 0.5 * knot.context }
+    }
+}
+
+impl Bend {
+    pub(crate) fn times(&self, weight: f64) -> Self {
+        Self { over: self.over, tin: weight * self.tin, step: weight * self.step, half: weight * self.half }
+    }
+
+    /// What the steps on contexts up to `t` tokens beyond the place cost.
+    #[inline]
+    fn steps(&self, t: f64) -> f64 {
+        let t = t.max(0.0);
+        t * (self.step + self.half * t)
+    }
+
+    #[inline]
+    pub(crate) fn at(&self, x: f64, y: f64) -> f64 {
+        if x + y <= self.over {
+            return 0.0;
+        }
+        self.tin * (x - self.over).max(0.0) + self.steps(x + y - self.over) - self.steps(x - self.over)
+    }
+
+    /// The quadratic that it is there.
+    pub(crate) fn quadratic(&self, reach: Reach) -> Quadratic {
+        let Self { over, tin, step, half } = *self;
+        let slope = step - 2.0 * half * over;
+        Quadratic(match reach {
+            Reach::Below => [0.0; 6],
+            Reach::Steps => [over * (half * over - step), slope, half, slope, 2.0 * half, half],
+            Reach::All => [-tin * over, tin, 0.0, slope, 2.0 * half, half],
+        })
+    }
+
+    /// No value of its quadratics within (x, y) is larger, no rounding error either.
+    pub(crate) fn magnitude(&self, x: f64, y: f64) -> f64 {
+        let far = x + y + self.over;
+        self.tin.abs() * (x + self.over) + far * (self.step.abs() + 2.0 * self.half.abs() * far)
+    }
+
+    /// On a box: value at the centre, slopes, and how far off such a plane may be, for a box across one of the lines. Both
+    /// parts are convex for coefficients of at least 0, so they lie between their tangent and their chord.
+    pub(crate) fn plane(&self, area: &Area) -> Plane {
+        let mut plane = Plane::default();
+        let x = (area.x - area.half_x - self.over, area.x + area.half_x - self.over);
+        let both = (x.0 + area.y - area.half_y, x.1 + area.y + area.half_y);
+        let mut add = |value: (f64, f64), of: &dyn Fn(f64) -> f64, half: f64, slopes: (f64, f64)| {
+            let (low, high) = (of(value.0), of(value.1));
+            let width = value.1 - value.0;
+            let slope = if width > 0.0 { (high - low) / width } else { 0.0 };
+            let middle = 0.5 * (low + high);
+            // Below its chord by the chord's height at the kink and what the square bends, at most.
+            let kink = if value.0 < 0.0 && value.1 > 0.0 { low - slope * value.0 } else { 0.0 };
+            let depth = kink.max(0.0) + 0.25 * half * width * width;
+            plane.value += slopes.0 * (middle - 0.5 * depth);
+            plane.dx += slopes.0 * slope;
+            plane.dy += slopes.1 * slope;
+            plane.slack += 0.5 * depth;
+        };
+        add(both, &|t| self.steps(t), self.half, (1.0, 1.0));
+        add(x, &|t| self.steps(t), self.half, (-1.0, 0.0));
+        add(x, &|t| self.tin * t.max(0.0), 0.0, (1.0, 0.0));
+        plane
+    }
+}
+
+/// A plane about the centre of a box, and how far off it is at most.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Plane {
+    pub(crate) value: f64,
+    pub(crate) dx: f64,
+    pub(crate) dy: f64,
+    pub(crate) slack: f64,
+}
+
+/// Requests kept apart by which quadratic a bend is for them.
+#[derive(Debug, Default, Clone, Copy)]
+pub(crate) struct Parted {
+    steps: Moments,
+    all: Moments,
+}
+
+impl Parted {
+    #[inline]
+    pub(crate) fn add(&mut self, over: f64, tokens: Tokens, count: u64) {
+        match Reach::at(over, f64::from(tokens.input), f64::from(tokens.output)) {
+            Reach::Below => {}
+            Reach::Steps => self.steps.add(tokens, count),
+            Reach::All => self.all.add(tokens, count),
+        }
+    }
+
+    pub(crate) fn merge(&mut self, reach: Reach, moments: &Moments) {
+        match reach {
+            Reach::Below => {}
+            Reach::Steps => self.steps.merge(moments),
+            Reach::All => self.all.merge(moments),
+        }
+    }
+
+    /// The sum of a bend over the requests added.
+    pub(crate) fn sum_of(&self, bend: &Bend) -> f64 {
+        let sum = |reach, moments: &Moments| moments.sum_of(&bend.quadratic(reach).0);
+        sum(Reach::Steps, &self.steps) + sum(Reach::All, &self.all)
+    }
+
+    /// The same in fixed point.
+    pub(crate) fn sum_of_fixed(&self, bend: &FixedBend) -> i128 {
+        let sum = |reach, moments: &Moments| moments.sum_of_fixed(&bend.quadratic(reach));
+        sum(Reach::Steps, &self.steps) + sum(Reach::All, &self.all)
+    }
+}
+
+/// A bend with integer coefficients in quanta.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct FixedBend {
+    pub(crate) over: u32,
+    pub(crate) tin: i128,
+    pub(crate) step: i128,
+    pub(crate) half: i128,
+}
+
+impl FixedBend {
+    #[inline]
+    pub(crate) fn at(&self, tokens: Tokens) -> i128 {
+        let beyond = |tokens: u32| i128::from(tokens.saturating_sub(self.over));
+        let (v, u) = (beyond(tokens.input), beyond(tokens.input + tokens.output));
+        self.tin * v + (u - v) * (self.step + self.half * (u + v))
+    }
+
+    fn quadratic(&self, reach: Reach) -> [i128; 6] {
+        let (over, half) = (i128::from(self.over), self.half);
+        let slope = self.step - 2 * half * over;
+        match reach {
+            Reach::Below => [0; 6],
+            Reach::Steps => [over * (half * over - self.step), slope, half, slope, 2 * half, half],
+            Reach::All => [-self.tin * over, self.tin, 0, slope, 2 * half, half],
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn bend() -> impl Strategy<Value = (Knot, Bend)> {
+        (0u32..80, 0.0..3.0f64, 0.0..3.0f64, 0.0..0.2f64).prop_map(|(over, tin, step, context)| {
+            let knot = Knot { over, tin, step, context };
+            (knot, Bend::from(&knot))
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn a_bend_is_its_knot_and_one_of_its_quadratics((knot, bend) in bend(), x in 0u32..100, y in 0u32..100) {
+            let (tokens, x, y) = (Tokens { input: x, output: y }, f64::from(x), f64::from(y));
+            let expected = knot.at_point(x, y);
+            let near = |value: f64| (value - expected).abs() <= 1e-9 * (1.0 + bend.magnitude(x, y));
+            prop_assert!(near(bend.at(x, y)));
+            prop_assert!(near(bend.quadratic(Reach::at(bend.over, x, y)).at(x, y)));
+            let mut parted = Parted::default();
+            parted.add(bend.over, tokens, 1);
+            prop_assert!(near(parted.sum_of(&bend)));
+            let fixed = FixedBend { over: knot.over, tin: 3, step: 5, half: 7 };
+            prop_assert_eq!(parted.sum_of_fixed(&fixed), fixed.at(tokens));
+        }
+
+        #[test]
+        fn a_plane_bounds_its_bend(
+            (_, bend) in bend(), x in 0u32..100, y in 0u32..100, wx in 0u32..40, wy in 0u32..40,
+            at in (-1.0..=1.0f64, -1.0..=1.0f64),
+        ) {
+            let area = Area {
+                x: f64::from(x) + 0.5 * f64::from(wx), half_x: 0.5 * f64::from(wx),
+                y: f64::from(y) + 0.5 * f64::from(wy), half_y: 0.5 * f64::from(wy),
+            };
+            let plane = bend.plane(&area);
+            let (dx, dy) = (at.0 * area.half_x, at.1 * area.half_y);
+            let off = bend.at(area.x + dx, area.y + dy) - (plane.value + plane.dx * dx + plane.dy * dy);
+            prop_assert!(off.abs() <= plane.slack + 1e-9 * (1.0 + bend.magnitude(140.0, 140.0)), "{} {}", off, plane.slack);
+        }
+    }
+}
