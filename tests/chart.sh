@@ -56,7 +56,8 @@ diff -u "$agent_golden" "$work/agent.yaml" || fail "$agent_golden is stale: run 
 ! grep -nE 'hostPID|hostNetwork|hostIPC|privileged: true|add:' "$work/agent.yaml" || fail "the agent asks for more than its hostPaths"
 [ "$(grep -c 'hostPath:' "$work/agent.yaml")" = 5 ] || fail "the agent's hostPaths are not the five that docs/node-agent.md lists"
 ! grep -q 'device-plugin' "$work/rendered.yaml" || fail "agent.enabled=false leaves something of the agent"
-render "${fixed[@]}" --set agent.enabled=true | grep -q 'slots: \[cpu\]' || fail "with the agent, runs do not ask for slots"
+render "${fixed[@]}" --set agent.enabled=true >"$work/slots.yaml"
+grep -q 'slots: \[cpu\]' "$work/slots.yaml" || fail "with the agent, runs do not ask for slots"
 
 # The CRDs are there by default and stay on uninstall; the key is made unless one is given.
 render >"$work/default.yaml"

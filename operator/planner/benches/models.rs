@@ -68,7 +68,7 @@ fn main() -> std::io::Result<()> {
         runtime: None,
     };
     const PREDICTIONS: u32 = 1_000_000;
-    let points = |n: u32| (f64::from(1 + n % 2048), f64::from(1 + (n * 7) % 2048));
+    let points = |n: u32| (f64::from(8 + n % 505), f64::from(8 + (n * 7) % 505));
     let (least, median) = timed(|| {
         let cost = &predictor.energy.as_ref().expect("it has one").cost;
         let sum: f64 = (0..PREDICTIONS).map(|n| points(black_box(n))).map(|(x, y)| cost.at_point(x, y)).sum();

@@ -70,7 +70,14 @@ impl Domain {
         let beyond = |[low, high]: [f64; 2], v: f64| {
             // Below a token there is nothing to halve.
             let (low, high, v) = (low.max(1.0), high.max(1.0), v.max(1.0));
-            if v > high { (v / high).log2() } else { (low / v).log2().max(0.0) }
+            // Inside, which is the rule, there is no logarithm to take.
+            if v > high {
+                (v / high).log2()
+            } else if v < low {
+                (low / v).log2()
+            } else {
+                0.0
+            }
         };
         beyond(self.tau_in, tau_in).max(beyond(self.tau_out, tau_out)).max(beyond(self.batch, batch))
     }

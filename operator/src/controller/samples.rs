@@ -1,6 +1,7 @@
 //! Sample objects of the tests: the job `hello` in namespace `team`, its model, its pods, and snapshots of its life.
 
 use crate::config::Config;
+use crate::controller::basis;
 use crate::controller::candidates::candidates;
 use crate::controller::decide::{Planning, choose};
 use crate::controller::facts::{ChildFacts, PodFacts};
@@ -189,7 +190,8 @@ impl SnapshotBuilder {
     pub(crate) fn planned(mut self) -> Self {
         let job = validate(&self.snapshot.job, &self.snapshot.models).unwrap();
         let (runnable, rejected) = candidates(&job, &config().runtimes, &self.snapshot.classes);
-        let Planning::Found(plan) = choose(&runnable, rejected) else { panic!("the sample can run") };
+        let Planning::Found(mut plan) = choose(&runnable, rejected) else { panic!("the sample can run") };
+        basis::tell(&mut plan, &runnable, &job, &self.snapshot.energy_models, &config());
         self.job().status.get_or_insert_default().plan = Some(plan);
         self
     }
