@@ -110,17 +110,26 @@ pub fn review(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, retries: &Retrie
         let succeeded = |(place, cause): &(Place, Cause)| *place == unit.place && cause.outcome == Outcome::Succeeded;
         unit.state == UnitState::Done || review.ended.iter().any(succeeded)
     };
+    let late = job.deadline.filter(|deadline| *deadline <= snapshot.now);
     if let Some((reason, message)) = failed {
         review.verdict = Verdict::Failed(reason, message);
     } else if review.units.len() == parts(plan, job) && review.units.iter().all(done) {
         review.verdict = Verdict::Done;
+    } else if let Some(deadline) = late {
+        let message = format!(
+            "the job was not complete by {deadline} (completeWithinSeconds or completeBy): its results so far are kept beside the output; create it again with more time"
+        );
+        review.verdict = Verdict::Failed("DeadlineExceeded".to_owned(), message);
+    } else if let Some(deadline) = job.deadline {
+        review.again = earlier(review.again, deadline);
     }
     review
 }
 
 /// Whether the results of several runs have to be put together; one run alone does that itself.
 fn needs_merge(plan: &Plan, job: &ValidJob) -> bool {
-    plan.chosen.len() > 1 || (plan.chosen.len() == 1 && job.parallelism > 1)
+    let assigned = plan.solved.as_ref().is_some_and(|solved| solved.assignment_sha256.is_some());
+    plan.chosen.len() > 1 || (plan.chosen.len() == 1 && (job.parallelism > 1 || assigned))
 }
 
 /// How many units of work have to succeed.

@@ -173,10 +173,8 @@ fn shards(launch: &Launch, job: &ValidJob) -> i32 {
 }
 
 fn pod_spec(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey) -> PodSpec {
-    let models = [(MODEL_DIR.to_owned(), &launch.artifact)];
-    // Whoever merges needs no model.
-    let models = if launch.task == Task::Merge { &[][..] } else { &models[..] };
-    let (volumes, volume_mounts) = volumes(models, job);
+    let models: Vec<_> = launch.artifact.iter().map(|artifact| (MODEL_DIR.to_owned(), artifact)).collect();
+    let (volumes, volume_mounts) = volumes(&models, job);
     let pod = &job.pod;
     PodSpec {
         restart_policy: Some("Never".into()),
@@ -309,7 +307,7 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
             configuration: launch.place.configuration,
         },
         model: launch.chosen.model.clone(),
-        model_path: inside(MODEL_DIR, &launch.artifact.path),
+        model_path: inside(MODEL_DIR, launch.artifact.as_ref().map_or("", |artifact| artifact.path.as_str())),
         engine: launch.chosen.engine,
         provider: launch.chosen.provider,
         device_class: launch.chosen.device_class,
@@ -521,6 +519,7 @@ mod tests {
         let mut merging = decision.clone();
         let [ChildAction::Launch(launch)] = &mut merging.children[..] else { panic!("{decision:?}") };
         launch.task = Task::Merge;
+        launch.artifact = None;
         launch.chosen.device_class = DeviceClass::Cuda;
         let prepared = build(&merging);
         let pod = pod(&prepared);

@@ -113,8 +113,8 @@ pub struct Launch {
     pub task: Task,
     /// The configuration; for the merge the first one, whose image it uses.
     pub chosen: ChosenConfiguration,
-    /// Where its artifact lies.
-    pub artifact: ClaimPath,
+    /// Where its artifact lies; none for the merge.
+    pub artifact: Option<ClaimPath>,
     /// Image.
     pub image: String,
     /// When the kubelet pulls it.
@@ -362,13 +362,14 @@ fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, place: Place, config
             .filter(|artifact| artifact.format == chosen.format),
         _ => None,
     });
-    let Some(artifact) = artifact else {
+    // Whoever merges needs no model.
+    if artifact.is_none() && task == Task::Run {
         let message = format!(
             "InferenceModel {} no longer has a {} artifact at position {}, on which the job was placed: put it back or delete the job",
             chosen.model, chosen.format, chosen.artifact_index
         );
         return blocked("ModelChanged", message);
-    };
+    }
     let Some(runtime) = config.runtimes.iter().find(|runtime| runtime.offers(chosen.engine, chosen.provider)) else {
         let message = format!(
             "no runtime image offers {} with provider {} any more: add one under runtimes in the chart's values",
@@ -381,11 +382,13 @@ fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, place: Place, config
         place,
         task,
         chosen: chosen.clone(),
-        artifact: artifact.claim.clone(),
+        artifact: artifact.filter(|_| task == Task::Run).map(|artifact| artifact.claim.clone()),
         image: runtime.image.clone(),
         pull_policy: runtime.pull_policy,
         assignment: plan.solved.as_ref().and_then(assignment),
-        forecast: basis::forecast(chosen, job, &snapshot.energy_models, config).map(Box::new),
+        forecast: basis::forecast(chosen, job, &snapshot.energy_models, config)
+            .filter(|_| task == Task::Run)
+            .map(Box::new),
     }))
 }
 

@@ -202,3 +202,20 @@ fn records_are_bounded_and_the_last_of_each_configuration_stays() {
     assert_eq!((status.attempts.len(), &status.attempts[0]), (KEPT, &other));
     assert_eq!(status.attempts.last().unwrap().attempt, 80);
 }
+
+#[test]
+fn a_job_that_is_not_complete_in_its_time_is_failed_and_its_runs_stop() {
+    let within = |seconds: i64| {
+        let snapshot = with(Vec::new()).child(|_| ()).pod(&samples::running_pod("hello-1-0-1-a")).build();
+        let mut job = validate(&snapshot.job, &snapshot.models).unwrap();
+        job.deadline = Some(after(seconds));
+        let review = review(&snapshot, &job, snapshot.status().plan.as_ref().unwrap(), &LIMITS);
+        let stopped = superseded(&snapshot, Some(&review)).len();
+        (review, stopped)
+    };
+    let (open, stopped) = within(1);
+    assert_eq!((open.verdict, open.again, stopped), (Verdict::Open, Some(after(1)), 0));
+    let (late, stopped) = within(0);
+    assert!(matches!(&late.verdict, Verdict::Failed(reason, _) if reason == "DeadlineExceeded"), "{late:?}");
+    assert_eq!(stopped, 1);
+}
