@@ -119,3 +119,11 @@ bench: ## engine figures on this machine (SmolLM2-135M shape, random weights), b
 	[ -e build/bench/smollm2/config.json ] || target/release/joulecast-runtime random-model --shape smollm2-135m --dtype f32 --out build/bench/smollm2
 	target/release/joulecast-runtime bench --model build/bench/smollm2 --engine candle --provider cpu \
 		--prompt-tokens 256 --gen-tokens 64 --batch 1 --repeat 5 --output json
+
+.PHONY: bench-engines
+bench-engines: onnxruntime ## our engines and their peers in Python in turns, with ratios (installs several GB the first time); ARGS="--batch 8"
+	$(call stage,our engines and ONNX Runtime and transformers in Python in turns)
+	cargo build --release -p joulecast-runtime --bin joulecast-runtime
+	[ -e build/bench/smollm2/config.json ] || target/release/joulecast-runtime random-model --shape smollm2-135m --dtype f32 --out build/bench/smollm2
+	[ -e build/bench/packs/inferencemodel.yaml ] || tools/modelpack --model build/bench/smollm2 --out build/bench/packs --artifacts onnx:f32,onnx:int8,onnx:int4
+	ORT_DYLIB_PATH=build/onnxruntime/libonnxruntime.so build/tools/bin/python benches/engines.py $(ARGS)

@@ -50,9 +50,10 @@ def main():
         if kind == "onnx":
             entry |= checked(model, neutral, dtype, path, source, given.text)
         entry["bytes"] = sum(f.stat().st_size for f in directory.iterdir() if f.name.startswith("model."))
-        entry["checksum"] = manifest.write_sums(directory)
+        manifest.write_sums(directory)
+        entry["digest"] = manifest.digest(directory)
         print(json.dumps(entry), file=sys.stderr)
-        packed.append((kind, dtype, directory.name, entry["bytes"], entry["checksum"]))
+        packed.append((kind, dtype, directory.name, entry["bytes"], entry["digest"]))
         report.append(entry)
     text = manifest.inference_model(given.name, neutral.parameters, given.claim, given.prefix, packed, given.accuracy)
     (out / "inferencemodel.yaml").write_text(text)
