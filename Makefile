@@ -95,3 +95,12 @@ bench: ## engine figures on this machine (SmolLM2-135M shape, random weights), b
 	[ -e build/bench/smollm2/config.json ] || target/release/joulecast-runtime random-model --shape smollm2-135m --dtype f32 --out build/bench/smollm2
 	target/release/joulecast-runtime bench --model build/bench/smollm2 --engine candle --provider cpu \
 		--prompt-tokens 256 --gen-tokens 64 --batch 1 --repeat 5 --output json
+
+# Not part of any test: it installs packages and takes minutes.
+.PHONY: bench-planner
+bench-planner: ## the planner beside OR-tools and HiGHS on the same instances (installs both into build/bench/venv)
+	$(call stage,plans the same instances with joulecast - OR-tools - HiGHS)
+	cargo build --release --bin joulecast
+	[ -e build/bench/venv/bin/python ] || python3 -m venv build/bench/venv
+	build/bench/venv/bin/pip install --quiet 'ortools>=9,<10' 'highspy>=1.7,<2' numpy scipy
+	build/bench/venv/bin/python benches/planner.py --sizes 500 10000 100000 1000000
