@@ -27,14 +27,25 @@ setup: ## install what is missing: Debian packages, the Kubernetes binaries (Go 
 	$(call stage,installs Debian packages and builds the Kubernetes binaries into build/bin where they are missing)
 	tests/cluster/setup.sh
 
+.PHONY: onnxruntime
+onnxruntime: ## get ONNX Runtime's library into build/onnxruntime, for the tests, the images and programs that run here
+	@charts/images/onnxruntime
+
 .PHONY: check
-check: ## format, clippy with warnings denied, unit tests, generated files, chart, scripts; needs no cluster
+check: onnxruntime ## format, clippy with warnings denied, unit tests, generated files, chart, scripts; needs no cluster
 	$(call stage,format - clippy - unit tests and generated files - chart - scripts)
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo test --release
+	$(MAKE) kills
 	tests/chart.sh
 	tests/readme.sh --static
+
+.PHONY: kills
+kills: ## kill the runtime wherever it writes, renames or reports, and start it anew (a build with fail points)
+	$(call stage,kills joulecast-runtime at every fail point and resumes)
+	# target/release/joulecast-runtime has the points in it afterwards; each build without them puts the other one back.
+	cargo test --release -p joulecast-runtime --features fail-points --test kills
 
 .PHONY: test
 test: export KUBECONFIG := $(cluster_kubeconfig)
@@ -58,7 +69,15 @@ cluster-tests: ## the tests that need the local cluster, as `make demo` leaves i
 	set -a
 	. build/images/images.env
 	set +a
-	cargo test --release --workspace --test jobs --test release
+	tests/two-nodes.sh faults
+	cargo test --release --workspace --test jobs --test planning --test energy_models --test node_agent --test release
+
+.PHONY: soak
+soak: export KUBECONFIG := $(cluster_kubeconfig)
+soak: setup images cluster-up ## 30 minutes of random kills of everything, then every invariant (SOAK_SECONDS, SOAK_SEED)
+	$(call stage,kills at random for a while and checks every invariant)
+	tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
+	tests/two-nodes.sh soak
 
 # The self-test has a cluster of its own, and a machine has room for one: it stops the other, whose state stays.
 .PHONY: cluster-selftest
@@ -81,6 +100,11 @@ cluster-down: ## stop the local cluster; nothing of it keeps running
 images: setup ## build the release binaries and from them the images into build/images
 	$(call stage,builds the release binaries and the images)
 	tests/demo/images.sh
+
+.PHONY: tools-test
+tools-test: ## test tools/modelpack: every family of models, packed and compared with transformers (downloads several GB the first time)
+	$(call stage,packs a tiny model of every family and compares it with transformers)
+	tools/modelpack --selftest
 
 .PHONY: generate
 generate: ## rewrite generated files: CRDs from their types, the golden rendering of the chart

@@ -44,11 +44,25 @@ if grep -nE '"\*"|\[\*\]|- \*|secrets|configmaps|impersonate|escalate|\bbind\b|p
 	fail "a role holds a wildcard, Secrets or a verb that widens rights"
 fi
 
+# The node agent: what it sees of a node and what it may do stands in a golden file of its own.
+agent_golden=tests/chart.agent.golden.yaml
+agent=(--set agent.enabled=true)
+for template in namespace rbac policy daemonset forget; do agent+=(-s "templates/agent/$template.yaml"); done
+render "${fixed[@]}" "${agent[@]}" >"$work/agent.yaml"
+if [ -n "${REWRITE:-}" ]; then
+	cp "$work/agent.yaml" "$agent_golden"
+fi
+diff -u "$agent_golden" "$work/agent.yaml" || fail "$agent_golden is stale: run \`make generate\` and commit the result"
+! grep -nE 'hostPID|hostNetwork|hostIPC|privileged: true|add:' "$work/agent.yaml" || fail "the agent asks for more than its hostPaths"
+[ "$(grep -c 'hostPath:' "$work/agent.yaml")" = 5 ] || fail "the agent's hostPaths are not the five that docs/node-agent.md lists"
+! grep -q 'device-plugin' "$work/rendered.yaml" || fail "agent.enabled=false leaves something of the agent"
+render "${fixed[@]}" --set agent.enabled=true | grep -q 'slots: \[cpu\]' || fail "with the agent, runs do not ask for slots"
+
 # The CRDs are there by default and stay on uninstall; the key is made unless one is given.
 render >"$work/default.yaml"
 crds=$(grep -c '^kind: CustomResourceDefinition$' "$work/default.yaml")
 kept=$(grep -c 'helm.sh/resource-policy: keep' "$work/default.yaml")
-if [ "$crds" -lt 2 ] || [ "$crds" != "$kept" ]; then
+if [ "$crds" -lt 4 ] || [ "$crds" != "$kept" ]; then
 	fail "$crds CRDs, $kept of them kept on uninstall"
 fi
 grep -q '^kind: Secret$' "$work/default.yaml" || fail "no progress key by default"
@@ -61,8 +75,11 @@ render --set userRoles.install=false >"$work/no-roles.yaml"
 render --set networkPolicy.enabled=false >"$work/open.yaml"
 ! grep -qi 'networkpolic' "$work/open.yaml" || fail "networkPolicy.enabled=false leaves a policy or the right to make one"
 render --set 'extraRuntimes[0].image=r:1,extraRuntimes[0].engines={llamacpp},extraRuntimes[0].providers={cpu}' \
-	--set watts.busyMilliwattsPerCpu=7000,watts.idleMilliwattsPerCpu=1500 >"$work/more.yaml"
-for text in 'image: "r:1"' 'engines: \["llamacpp"\]' 'busyMilliwattsPerCpu: 7000'; do
+	--set watts.busyMilliwattsPerCpu=7000,watts.idleMilliwattsPerCpu=1500 \
+	--set 'energyModels.learnFrom={Measured,Modelled}' \
+	--set devices.cpu.memoryGigabytesPerSecond=80,devices.cpu.gigaflops=1500,devices.cpu.idleWatts=20,devices.cpu.maxWatts=120 \
+	>"$work/more.yaml"
+for text in 'image: "r:1"' 'engines: \["llamacpp"\]' 'busyMilliwattsPerCpu: 7000' 'learnFrom: \["Measured","Modelled"\]' 'gigaflops: 1500'; do
 	grep -q "$text" "$work/more.yaml" || fail "the operator's configuration lacks $text"
 done
 helm template other "$chart" --namespace elsewhere >"$work/other.yaml"
@@ -78,14 +95,20 @@ refused() {
 	grep -q "$field" "$work/err" || { cat "$work/err" >&2; fail "the refusal of $* does not name $field"; }
 }
 refused replica --set operator.replica=2
+refused replicas --set operator.replicas=-1
+refused unreachableSeconds --set retries.unreachableSeconds=0
 refused engines --set 'runtime.engines={tensorrt}'
 refused progressSeconds --set progressSeconds=0
 refused idleMilliwattsPerCpu --set watts.busyMilliwattsPerCpu=7000
 refused image --set operator.image=no-tag
 refused providers --set 'extraRuntimes[0].image=r:1,extraRuntimes[0].engines={candle}'
+refused learnFrom --set 'energyModels.learnFrom={Guessed}'
+refused maxWatts --set devices.cpu.idleWatts=5
 refused logFormat --set operator.logFormat=xml
 refused imagePullPolicy --set operator.imagePullPolicy=Sometimes
 refused install --set-string crds.install=yes
+refused kubeletDirectory --set agent.kubeletDirectory=relative
+refused idleWatts --set agent.idleWatts=-1
 refused unknownThing --set unknownThing=1
 
 echo "chart: lint, golden rendering and $(grep -c '^refused ' "$0") refusals are as expected"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs the chart with the images that build/images/images.env names, in the cluster of KUBECONFIG (absent: the local one).
-# The demo and the cluster tests stand on it. Further arguments go to helm.
+# The demo and the cluster tests stand on it. Their cluster has no meters, so estimates may correct energy models there. Further arguments go to helm.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PATH="$PWD/build/bin:$PATH"
@@ -8,4 +8,6 @@ export KUBECONFIG="${KUBECONFIG:-${JOULECAST_CLUSTER_DIR:-/var/lib/joulecast-clu
 # shellcheck source=/dev/null
 . build/images/images.env
 helm upgrade --install joulecast charts/joulecast --namespace joulecast-system --create-namespace --wait --timeout 3m \
-	--set-string operator.image="$JOULECAST_OPERATOR_IMAGE" --set-string runtime.image="$JOULECAST_RUNTIME_IMAGE" "$@"
+	--set-string operator.image="$JOULECAST_OPERATOR_IMAGE" --set-string runtime.image="$JOULECAST_RUNTIME_IMAGE" \
+	--set-string agent.image="$JOULECAST_DEVICE_PLUGIN_IMAGE" \
+	--set 'energyModels.learnFrom={Measured,Modelled}' "$@"

@@ -98,10 +98,10 @@ def packages(paths):
     return {line.split(":")[0] for line in run.stdout.splitlines() if not line.startswith("diversion")}
 
 
-def base_layer(programs):
-    """All but the programs: libraries, certificates, user, /tmp."""
+def base_layer(programs, opened=()):
+    """All but the programs: libraries (also those that the `opened` ones need), certificates, user, /tmp."""
     files = Files()
-    needed = set().union(*(libraries(program) for program in programs))
+    needed = set().union(*(libraries(program) for program in [*programs, *opened]))
     certificates = sorted(glob.glob(CERTIFICATES))
     if not certificates:
         sys.exit(f"no {CERTIFICATES}: install the package ca-certificates")
@@ -123,6 +123,18 @@ def program_layer(programs):
     files = Files()
     for program in programs:
         files.add(f"usr/bin/{os.path.basename(program)}", read(program), 0o755)
+    return files
+
+
+def opened_layer(opened):
+    """Libraries that a program opens by itself, to /usr/lib/joulecast, with the licence texts that lie beside them."""
+    files = Files()
+    for library in opened:
+        name = os.path.basename(library)
+        files.add(f"usr/lib/joulecast/{name}", read(library), 0o755)
+        for text in ("LICENSE", "ThirdPartyNotices.txt"):
+            if os.path.exists(path := os.path.join(os.path.dirname(library), text)):
+                files.add(f"usr/share/doc/{name.split('.')[0]}/{text}", read(path))
     return files
 
 
@@ -204,16 +216,19 @@ def main():
     image.add_argument("--out", required=True, help="the tar file")
     image.add_argument("--bare", action="store_true", help="nothing but the programs, which must be static")
     image.add_argument("--directory", metavar="FROM=TO", help="files of a directory here, and where they come in the image")
+    image.add_argument("--library", action="append", default=[], metavar="FILE", help="a library that a program opens by itself; it comes to /usr/lib/joulecast")
     image.add_argument("programs", nargs="+", help="the first is the entry point; they come to /usr/bin")
     tree = commands.add_parser("tree", help="write the same files under a directory")
     tree.add_argument("--out", required=True, help="the directory")
+    tree.add_argument("--library", action="append", default=[], metavar="FILE")
     tree.add_argument("programs", nargs="+")
     given = parser.parse_args()
-    for program in given.programs:
+    for program in given.programs + given.library:
         if not os.path.isfile(program):
             sys.exit(f"{program} is not there: build it first")
     if given.command == "tree":
-        base_layer(given.programs).write(given.out)
+        base_layer(given.programs, given.library).write(given.out)
+        opened_layer(given.library).write(given.out)
         program_layer(given.programs).write(given.out)
         return
     layers = [program_layer(given.programs)]
@@ -221,8 +236,11 @@ def main():
         if dynamic := [program for program in given.programs if libraries(program)]:
             sys.exit(f"--bare: {dynamic[0]} is not static")
     else:
-        layers.insert(0, base_layer(given.programs))
+        layers.insert(0, base_layer(given.programs, given.library))
     parts = ["programs"] if given.bare else ["base", "programs"]
+    if given.library:
+        layers.insert(-1, opened_layer(given.library))
+        parts.insert(-1, "libraries")
     if given.directory:
         source, separator, target = given.directory.partition("=")
         if not separator or not target.startswith("/"):

@@ -1,7 +1,10 @@
 //! `InferenceJob`: a file of prompts, the models that would do, an objective; and what became of it.
 
+use crate::decimal::Decimal;
 use crate::engine::{ArtifactFormat, DeviceClass, EngineName, Provider};
 use crate::inference_model::ClaimPath;
+use crate::learning::{Assessment, FinishedRun};
+use crate::planned::{PlannedShare, SolvedPlan};
 use crate::report::EnergySource;
 use k8s_openapi::api::core::v1::{LocalObjectReference, ResourceRequirements, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
@@ -36,7 +39,7 @@ use std::collections::BTreeMap;
 )]
 #[serde(rename_all = "camelCase")]
 #[x_kube(
-    validation = Rule::new("self.models == oldSelf.models && self.input == oldSelf.input && self.output == oldSelf.output").message("models, input and output cannot be changed after creation: delete the job and create a new one")
+    validation = Rule::new("self.models == oldSelf.models && self.input == oldSelf.input && self.output == oldSelf.output && self.parallelism == oldSelf.parallelism").message("models, input, output and parallelism cannot be changed after creation: delete the job and create a new one")
 )]
 pub struct InferenceJobSpec {
     /// The InferenceModels of this namespace that would do, at least one; the placement picks among them.
@@ -53,14 +56,21 @@ pub struct InferenceJobSpec {
     /// Limits on where the job may run; read until the job has been started.
     #[serde(default)]
     pub constraints: Constraints,
+    /// What may be done with a configuration that nobody has measured yet: Try (it may run unpredicted), UsePrior (it may run if data-sheet figures predict it) or ProfileFirst (it waits until a ProfileRun has made an EnergyModel of it).
+    #[serde(default)]
+    pub cold_start: ColdStart,
     /// Largest fraction of lines that may end as error results, as a decimal string; above it the job is Failed, below it Complete with the failed lines counted.
     #[serde(default = "default_max_failed_fraction")]
     #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
     pub max_failed_fraction: String,
-    /// How often a failed attempt is repeated before the job is Failed.
+    /// How often a run that failed by itself is repeated before the job is Failed; what the cluster takes away (a lost node, an eviction) is repeated without counting here.
     #[serde(default = "default_backoff_limit")]
     #[schemars(range(min = 0, max = 100))]
     pub backoff_limit: i32,
+    /// Pods of each chosen configuration that work at the same time, each on a contiguous block of lines.
+    #[serde(default = "default_parallelism")]
+    #[schemars(range(min = 1, max = 64))]
+    pub parallelism: i32,
     /// Stops the running pods and starts none while true; set to false to go on.
     #[serde(default)]
     pub suspend: bool,
@@ -79,6 +89,22 @@ fn default_max_failed_fraction() -> String {
 
 fn default_backoff_limit() -> i32 {
     3
+}
+
+/// What may be done with a configuration that nobody has measured yet.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ColdStart {
+    /// It may run unpredicted.
+    #[default]
+    Try,
+    /// It may run if data-sheet figures predict it.
+    UsePrior,
+    /// It waits until a ProfileRun has made an EnergyModel of it.
+    ProfileFirst,
+}
+
+fn default_parallelism() -> i32 {
+    1
 }
 
 /// A reference to an InferenceModel of the same namespace.
@@ -163,6 +189,46 @@ pub struct Constraints {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
     pub min_accuracy: Option<String>,
+    /// Most gross joules that the requests may be predicted to take; a plan within it is found, or none is made and the condition Planned says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1))]
+    pub max_energy_joules: Option<i64>,
+    /// Seconds from the creation of the job to the last result that the plan must be predicted to keep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 315_360_000))]
+    pub complete_within_seconds: Option<i64>,
+    /// The same as a time; of both the earlier one counts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub complete_by: Option<Time>,
+    /// Bounds on the shares of the requests that configurations get.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub shares: Vec<ShareBound>,
+}
+
+/// Bounds on the share of the requests of each configuration that fits the selectors; absent selectors fit all.
+#[derive(KubeSchema, Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.min) || has(self.max)").message("shares: give min, max or both"))]
+pub struct ShareBound {
+    /// InferenceModel.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub model: Option<String>,
+    /// Engine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine: Option<EngineName>,
+    /// Execution provider.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider: Option<Provider>,
+    /// Least share as a decimal string, for example "0.1".
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
+    pub min: Option<String>,
+    /// Largest share as a decimal string.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
+    pub max: Option<String>,
 }
 
 /// Additions to the pods that run the job. They cannot weaken the security context.
@@ -201,7 +267,7 @@ pub struct InferenceJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub state: Option<String>,
-    /// Planned, Running, Suspended, Complete, Failed, EnergyReported: each with reason and message.
+    /// Planned, Running, Suspended, Complete, Failed, EnergyReported, Extrapolating, ModelDrift: each with reason and message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,
@@ -218,6 +284,27 @@ pub struct InferenceJobStatus {
     /// What was measured, over all attempts.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub measured: Option<Measured>,
+    /// Measured over predicted joules of the requests that were completed, as a decimal string; absent without a prediction or a reading.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual: Option<Decimal>,
+    /// Prediction beside measurement, once a run that was predicted has ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assessment: Option<Assessment>,
+    /// The latest ended runs, as EnergyModels learn from them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub finished_runs: Vec<FinishedRun>,
+    /// Attempts that ended without success, by what was at fault.
+    #[serde(default, skip_serializing_if = "Failures::is_none")]
+    pub failures: Failures,
+    /// The latest attempts, the oldest first; older ones are in the totals only.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
+    pub attempts: Vec<Attempt>,
+    /// Pods whose energy is in `measured`, the latest last; older ones that have reported are left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 256))]
+    pub counted_pods: Vec<CountedPod>,
     /// UIDs of ended pods whose reports are in `measured` and whose report finalizer is about to be removed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 256), inner(length(max = 64)))]
@@ -255,6 +342,9 @@ pub struct Plan {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 64))]
     pub predicted_summary: Option<String>,
+    /// The solved plan in figures; absent without predictions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub solved: Option<SolvedPlan>,
 }
 
 /// A configuration: model artifact, engine, provider and class of nodes.
@@ -274,9 +364,34 @@ pub struct ChosenConfiguration {
     pub provider: Provider,
     /// Class of nodes.
     pub device_class: DeviceClass,
+    /// Sequences decoded together; absent in plans of older releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub batch: Option<i32>,
+    /// What predictions for it stand on: Fitted (an EnergyModel), Prior (data-sheet figures) or Unmodelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<PredictionBasis>,
+    /// The EnergyModel, where predictions are Fitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub energy_model: Option<String>,
+    /// What it is given and is predicted to take; absent without predictions.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub planned: Option<PlannedShare>,
     /// Why it was chosen.
     #[schemars(length(max = 512))]
     pub reason: String,
+}
+
+/// What the predictions for a candidate stand on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum PredictionBasis {
+    /// An EnergyModel that was fitted to measurements.
+    Fitted,
+    /// Figures of the device's and the model's size alone, with wide intervals.
+    Prior,
+    /// Nothing.
+    Unmodelled,
 }
 
 /// A candidate that was left out, or all candidates of a model or engine that share a reason.
@@ -295,6 +410,17 @@ pub struct LeftOutCandidate {
     /// Class of nodes; absent where the provider is.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_class: Option<DeviceClass>,
+    /// Sequences decoded together; absent if the reason holds for every batch size.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 4096))]
+    pub batch: Option<i32>,
+    /// What predictions for it would stand on: Fitted (an EnergyModel), Prior (data-sheet figures) or Unmodelled.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prediction: Option<PredictionBasis>,
+    /// The EnergyModel, where predictions are Fitted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub energy_model: Option<String>,
     /// Why it was left out, as a sentence.
     #[schemars(length(max = 512))]
     pub reason: String,
@@ -327,6 +453,128 @@ pub struct Progress {
     pub lines_failed: i64,
     /// Tokens generated.
     pub tokens_out: i64,
+}
+
+/// Attempts that ended without success, by what was at fault.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Failures {
+    /// Runs that failed by themselves; more than spec.backoffLimit of them fail the job.
+    #[serde(default)]
+    pub run: i32,
+    /// Runs that the cluster took away: lost nodes, evictions, preemptions, refused admissions, deleted pods.
+    #[serde(default)]
+    pub infrastructure: i32,
+}
+
+impl Failures {
+    /// Whether nothing failed.
+    #[must_use]
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// One attempt: one batch/v1 Job that was started for a configuration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Attempt {
+    /// Epoch of the plan.
+    pub epoch: i32,
+    /// Index of the configuration in the plan; the merge of several parts is one past the last.
+    pub configuration: i32,
+    /// Number of the attempt at this configuration, from 1.
+    pub attempt: i32,
+    /// Node that it ran on, once known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253))]
+    pub node: Option<String>,
+    /// When it was started.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_time: Option<Time>,
+    /// When it was known to have ended, or was given up; absent while it is at work.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end_time: Option<Time>,
+    /// How it ended, as far as is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outcome: Option<Outcome>,
+    /// One word for why it ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 64))]
+    pub reason: Option<String>,
+    /// Why it ended, for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 512))]
+    pub message: Option<String>,
+    /// Gross energy of its pods in millijoules; absent while no report has come. A report may come after the attempt was given up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy_millijoules: Option<i64>,
+}
+
+/// A pod whose energy is in the totals, and by what.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct CountedPod {
+    /// Name of the pod.
+    #[schemars(length(max = 253))]
+    pub name: String,
+    /// Epoch of the plan.
+    pub epoch: i32,
+    /// Index of the configuration in the plan.
+    pub configuration: i32,
+    /// Index of its block of lines.
+    pub shard: i32,
+    /// What it was counted by.
+    pub by: CountedBy,
+    /// What was added by its journal, to be taken back if its own report comes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub journal: Option<JournalFigures>,
+}
+
+/// What a pod was counted by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CountedBy {
+    /// Its own report.
+    Report,
+    /// Its energy journal, which a later attempt read: up to its last entry, at most a second before its end.
+    Journal,
+    /// Nothing: it left no report, and no journal of it has been read.
+    Nothing,
+}
+
+/// Figures of an energy journal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct JournalFigures {
+    /// Gross millijoules.
+    pub gross_millijoules: i64,
+    /// Idle millijoules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_millijoules: Option<i64>,
+    /// Net millijoules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_millijoules: Option<i64>,
+    /// Metered milliseconds.
+    pub window_milliseconds: i64,
+    /// Prompt tokens.
+    pub tokens_in: i64,
+    /// Generated tokens.
+    pub tokens_out: i64,
+}
+
+/// How an attempt ended; of several that hold the last counts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+pub enum Outcome {
+    /// Every line of its share has a result.
+    Succeeded,
+    /// It was asked to stop by spec.suspend.
+    Stopped,
+    /// The cluster took it away.
+    InfrastructureFailed,
+    /// The run failed by itself.
+    RunFailed,
+    /// The run failed by itself and would do so again.
+    RunInvalid,
 }
 
 /// What was measured, over all attempts.
@@ -372,7 +620,10 @@ pub struct Measured {
     pub lines_failed: i64,
     /// Attempts whose reports are counted here.
     pub attempts: i32,
-    /// Attempts that ended without a report, whose energy is therefore missing here.
+    /// Attempts without a report of which their energy journal is counted here: all but the last second.
+    #[serde(default)]
+    pub attempts_from_journal: i32,
+    /// Attempts that ended without a report or a journal, whose energy is therefore missing here.
     pub attempts_without_report: i32,
     /// Attempts with a report but without an energy reading, whose energy is therefore missing here.
     #[serde(default)]
@@ -402,4 +653,8 @@ pub mod conditions {
     pub const SUSPENDED: &str = "Suspended";
     /// The reports of all attempts are in status.measured.
     pub const ENERGY_REPORTED: &str = "EnergyReported";
+    /// Requests lay outside of what the EnergyModel has seen.
+    pub const EXTRAPOLATING: &str = "Extrapolating";
+    /// The EnergyModel that predicted has drifted.
+    pub const MODEL_DRIFT: &str = "ModelDrift";
 }

@@ -7,16 +7,26 @@
 #![allow(clippy::duplicated_attributes, reason = "the derive takes one `printcolumn` per column")]
 #![allow(unreachable_pub, reason = "KubeSchema repeats each struct inside a function, where `pub` reaches nowhere")]
 
+pub mod decimal;
+pub mod energy_model;
 pub mod engine;
 pub mod inference_job;
 pub mod inference_model;
+pub mod learning;
 pub mod names;
+pub mod plan_step;
+pub mod planned;
+pub mod profile_report;
+pub mod profile_run;
 pub mod report;
 pub mod run_spec;
 
+pub use decimal::Decimal;
+pub use energy_model::{EnergyModel, EnergyModelSpec, EnergyModelStatus};
 pub use engine::{ArtifactFormat, DeviceClass, EngineName, Provider};
 pub use inference_job::{InferenceJob, InferenceJobSpec, InferenceJobStatus};
 pub use inference_model::{InferenceModel, InferenceModelSpec};
+pub use profile_run::{ProfileRun, ProfileRunSpec, ProfileRunStatus};
 
 use kube::CustomResourceExt;
 
@@ -24,5 +34,10 @@ use kube::CustomResourceExt;
 #[must_use]
 pub fn definitions()
 -> Vec<(&'static str, k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition)> {
-    vec![("inferencejobs", InferenceJob::crd()), ("inferencemodels", InferenceModel::crd())]
+    vec![
+        ("energymodels", EnergyModel::crd()),
+        ("inferencejobs", InferenceJob::crd()),
+        ("inferencemodels", InferenceModel::crd()),
+        ("profileruns", ProfileRun::crd()),
+    ]
 }

@@ -14,6 +14,11 @@ pub const LABEL_CPU_MODEL: &str = "joulecast.dev/cpu-model";
 /// Node label: product name of the GPU, in label characters.
 pub const LABEL_GPU_PRODUCT: &str = "joulecast.dev/gpu-product";
 
+/// Node annotation: power of the node's metered domains when idle, in milliwatts; absent until it was measured.
+pub const ANNOTATION_IDLE_MILLIWATTS: &str = "joulecast.dev/idle-milliwatts";
+/// Node annotation: design power of the node's packages, in milliwatts; absent where the kernel does not tell it.
+pub const ANNOTATION_MAX_MILLIWATTS: &str = "joulecast.dev/max-milliwatts";
+
 /// Label of child objects: name of the InferenceJob that they belong to.
 pub const LABEL_JOB: &str = "joulecast.dev/inference-job";
 /// Label of child objects: UID of the InferenceJob that they belong to, which tells a job from one of the same name.
@@ -22,6 +27,17 @@ pub const LABEL_JOB_UID: &str = "joulecast.dev/inference-job-uid";
 pub const LABEL_EPOCH: &str = "joulecast.dev/epoch";
 /// Label of child objects: index of the chosen configuration in `status.plan.chosen`.
 pub const LABEL_CONFIGURATION: &str = "joulecast.dev/configuration";
+/// Label of what measures for a ProfileRun: its name.
+pub const LABEL_PROFILE_RUN: &str = "joulecast.dev/profile-run";
+/// Label of what measures for a ProfileRun: its UID.
+pub const LABEL_PROFILE_RUN_UID: &str = "joulecast.dev/profile-run-uid";
+/// Label of child objects: number of the attempt, from 1; one without it is a first attempt.
+pub const LABEL_ATTEMPT: &str = "joulecast.dev/attempt";
+/// Label of child objects: what they do, `plan`, `run` or `merge`; one without it is a `run`.
+pub const LABEL_TASK: &str = "joulecast.dev/task";
+
+/// Label of an InferenceJob that is to be planned and never started, `true`: what `joulecast plan -f` creates.
+pub const LABEL_PLAN_ONLY: &str = "joulecast.dev/plan-only";
 
 /// Finalizer of runtime pods: the operator removes it once the pod's report is in the status of its job.
 pub const FINALIZER_REPORT: &str = "joulecast.dev/report";
@@ -31,10 +47,22 @@ pub const RESOURCE_CPU: &str = "joulecast.dev/cpu";
 /// Extended resource: one slot is one GPU or one MIG instance.
 pub const RESOURCE_CUDA: &str = "joulecast.dev/cuda";
 
+/// Variable that the node agent sets in a container that holds a slot: path of the slot's metering socket.
+pub const ENV_METER_SOCKET: &str = "JOULECAST_METER_SOCKET";
+/// Variable that the node agent sets in a container that holds a CPU slot: the CPUs of its package, as a hint (`0-3,8`).
+pub const ENV_SLOT_CPUS: &str = "JOULECAST_SLOT_CPUS";
+
 /// Variable that carries the run specification as JSON into a runtime pod.
 pub const ENV_RUN_SPEC: &str = "JOULECAST_RUN_SPEC";
+/// Variable that carries the plan specification as JSON into a plan pod.
+pub const ENV_PLAN_SPEC: &str = "JOULECAST_PLAN_SPEC";
 /// Variable that carries the secret of the run's progress endpoint into a runtime pod.
 pub const ENV_PROGRESS_TOKEN: &str = "JOULECAST_PROGRESS_TOKEN";
+/// Variable that carries the pod's own name (from `metadata.name`) into a runtime pod: it tells attempts apart. The host
+/// name does not: all pods of one index of an indexed Job have the same.
+pub const ENV_POD_NAME: &str = "JOULECAST_POD_NAME";
+/// Variable that the Job controller sets in the pods of an indexed Job.
+pub const ENV_COMPLETION_INDEX: &str = "JOB_COMPLETION_INDEX";
 /// Port of a runtime pod on which `/progress` and `/metrics` answer.
 pub const PROGRESS_PORT: u16 = 9100;
 /// Name of the only container of a runtime pod.
@@ -50,8 +78,11 @@ pub mod exit {
     pub const FAILED: u8 = 1;
     /// Wrong command line.
     pub const USAGE: u8 = 2;
+    /// The device went away under the run (a GPU that fell off the bus): another node may do better.
+    pub const DEVICE_LOST: u8 = 75;
     /// The run can never work as specified: missing model, unreadable input, engine not in this build.
     pub const INVALID: u8 = 78;
-    /// Stopped on request (SIGTERM), with a report.
+    /// Stopped before all lines had a result, with a report: on request (SIGTERM; the requests in flight were finished as
+    /// far as they fitted into the grace period), or because a newer attempt took over (reason `Superseded`).
     pub const STOPPED: u8 = 143;
 }

@@ -2,6 +2,7 @@
 //! [`crate::names::TERMINATION_MESSAGE_BYTES`] bytes.
 
 use crate::engine::{DeviceClass, EngineName, Provider};
+use crate::learning::RequestSums;
 use crate::run_spec::RunIdentity;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,13 @@ pub struct Report {
     /// Whose run it is; absent for a run from the command line.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run: Option<RunIdentity>,
+    /// Index of the pod's block of lines, from 0.
+    #[serde(default, skip_serializing_if = "is_zero_u32")]
+    pub shard: u32,
+    /// What tells this attempt from the others of its run: the name of its pod, as far as
+    /// [`crate::names::ENV_POD_NAME`] gave it.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub attempt: String,
     /// Engine.
     pub engine: EngineName,
     /// Version of the engine.
@@ -53,24 +61,118 @@ pub struct Report {
     pub energy: EnergyReport,
     /// Use of resources over the same window.
     pub utilisation: Utilisation,
+    /// What the model's files are: "files-sha256:" and 64 hexadecimal digits; absent if they could not be read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_digest: Option<String>,
+    /// The completed requests as a whole, for judging and correcting energy models; absent if it did not fit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_sums: Option<RequestSums>,
     /// SHA-256 of the finished output file in hexadecimal; absent if it was not finished.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub output_sha256: Option<String>,
+    /// Every line of this run has a result, and nobody has put the results of all runs together yet.
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub merge_pending: bool,
+    /// Results beyond the first of a line, which attempts that did not know of each other computed; as far as this attempt
+    /// saw them. The output has one result a line; the energy of all is counted.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub repeated_lines: u64,
+    /// What the energy journals say of earlier attempts that are not known to have reported: killed ones, and ones that
+    /// are cut off and may yet report. A run lists those of its own epoch, configuration and shard; whoever merges lists
+    /// those of the whole job. To be counted once by `(epoch, configuration, shard, attempt)`; an attempt's own report,
+    /// before or after, takes precedence. Newest first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub earlier: Vec<EarlierAttempt>,
+    /// The sum of the older ones that `earlier` has no room for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub earlier_summed: Option<EarlierTotals>,
     /// Why the run ended early, if it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
 }
 
-/// Counts of lines.
+fn is_false(value: &bool) -> bool {
+    !*value
+}
+
+fn is_zero(value: &u64) -> bool {
+    *value == 0
+}
+
+fn is_zero_u32(value: &u32) -> bool {
+    *value == 0
+}
+
+/// What the journal of an earlier attempt says.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EarlierAttempt {
+    /// Epoch of its plan.
+    pub epoch: u32,
+    /// Its configuration in the plan.
+    pub configuration: u32,
+    /// Its block of lines.
+    pub shard: u32,
+    /// As in [`Report::attempt`].
+    pub attempt: String,
+    /// Its totals up to the last entry of its journal.
+    #[serde(flatten)]
+    pub totals: JournalTotals,
+}
+
+/// Sum over earlier attempts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct EarlierTotals {
+    /// How many attempts it covers.
+    pub attempts: u32,
+    /// How many of them left no energy figure.
+    pub without_energy: u32,
+    /// Their sums.
+    #[serde(flatten)]
+    pub totals: JournalTotals,
+}
+
+/// Totals of a journal. Every part that was not read is absent.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JournalTotals {
+    /// Where the energy comes from; `Modelled` as soon as one part is.
+    pub source: EnergySource,
+    /// The tail after the last journal entry (at most a second) is missing.
+    pub partial: bool,
+    /// Metered milliseconds.
+    pub window_milliseconds: u64,
+    /// Gross millijoules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gross_millijoules: Option<u64>,
+    /// Idle millijoules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub idle_millijoules: Option<u64>,
+    /// Net millijoules.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub net_millijoules: Option<u64>,
+    /// Lines that it answered itself.
+    pub lines_done: u64,
+    /// Prompt tokens of these.
+    pub tokens_in: u64,
+    /// Generated tokens of these.
+    pub tokens_out: u64,
+}
+
+/// Counts of lines: of the run's own block, or, from whoever merges, of the whole job.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LineCounts {
-    /// Lines of the input that are requests (blank lines are none).
+    /// Lines that are requests (blank lines are none).
     pub total: u64,
     /// Lines that have a result, error results included.
     pub done: u64,
     /// Lines whose result is an error.
     pub failed: u64,
+    /// Of those done, the ones whose results earlier attempts left: this attempt computed `done - takenOver`.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub taken_over: u64,
 }
 
 /// Durations of the phases in milliseconds; `prefill` and `decode` are device time, the rest wall time.

@@ -1,10 +1,11 @@
 //! What the operator hands to a runtime pod, as JSON in [`crate::names::ENV_RUN_SPEC`].
 
 use crate::engine::{DeviceClass, EngineName, Provider};
+use crate::learning::Forecast;
 use serde::{Deserialize, Serialize};
 
 /// One run: what to compute, with what, from where to where. Paths are those inside the pod.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct RunSpec {
     /// Version of this format; a runtime refuses one that it does not know.
@@ -23,8 +24,21 @@ pub struct RunSpec {
     pub device_class: DeviceClass,
     /// Input file, OpenAI Batch JSONL.
     pub input_path: String,
-    /// Output file that bears the results once the run is complete.
+    /// Output file that bears the results once all lines have one. What is written until then lies in the directory
+    /// `OUTPUT_PATH.parts` (docs/results.md).
     pub output_path: String,
+    /// What the pod is to do.
+    #[serde(default, skip_serializing_if = "is_run")]
+    pub task: Task,
+    /// Contiguous blocks of equally many lines into which the run's lines are divided; at least 1. The pod's own block is
+    /// the value of [`crate::names::ENV_COMPLETION_INDEX`], which an indexed Job sets; without it, block 0 of 1.
+    /// To divide anew what a few stragglers left over, raise the epoch and the number of shards: a block whose lines
+    /// have all been answered by earlier attempts ends at once, without loading the model.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub shards: u32,
+    /// Which configuration each line belongs to; the run takes those of its own. Without it, all lines are its own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assignment: Option<Assignment>,
     /// Sequences that are decoded together.
     pub batch: u32,
     /// Threads of the engine; the CPUs that the pod may use if absent.
@@ -33,6 +47,59 @@ pub struct RunSpec {
     /// Watts for the model-based estimate where the node has no meter; the documented table if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub watts: Option<WattSettings>,
+    /// The energy model that the run was placed by; the report says how it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub forecast: Option<Forecast>,
+    /// Seconds between SIGTERM and SIGKILL, `terminationGracePeriodSeconds` of the pod: the requests in flight are finished
+    /// if they fit in.
+    #[serde(default = "thirty", skip_serializing_if = "is_thirty")]
+    pub grace_seconds: u32,
+}
+
+/// What a pod is to do.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Task {
+    /// Answer the lines of its block that have no result yet. With one shard and without an assignment it merges the
+    /// results in the end; otherwise its report says `mergePending`, and a pod with the task `Merge` does it once all
+    /// runs are done.
+    #[default]
+    Run,
+    /// Put the results of all attempts together: exactly one for each line of the input, in its order. Needs neither the
+    /// model nor the device; fails with reason `ResultsMissing` if a line has none.
+    Merge,
+}
+
+/// The file that says which configuration each line belongs to: one byte for every request line (blank lines are none), in
+/// the order of the input, the index of the configuration in `status.plan.chosen`; 255 is never used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Assignment {
+    /// The file, inside the pod.
+    pub path: String,
+    /// SHA-256 of the file in hexadecimal.
+    pub sha256: String,
+    /// Request lines that it covers: all of the input.
+    pub requests: u64,
+}
+
+fn is_run(task: &Task) -> bool {
+    *task == Task::Run
+}
+
+fn one() -> u32 {
+    1
+}
+
+fn is_one(value: &u32) -> bool {
+    *value == 1
+}
+
+fn thirty() -> u32 {
+    30
+}
+
+fn is_thirty(value: &u32) -> bool {
+    *value == 30
 }
 
 /// The version of [`RunSpec`] and [`crate::report::Report`] that this crate describes.

@@ -5,11 +5,14 @@ use std::io::{BufWriter, Write, stderr, stdout};
 
 pub mod access;
 pub mod compare;
+pub mod dry_run;
 pub mod explain;
 pub mod fit;
 pub mod plan;
 pub mod predict;
+pub mod reading_pod;
 pub mod results;
+pub mod samples;
 pub mod sweep;
 
 /// Energy-optimal LLM batch inference: fit models, predict, plan, and inspect jobs.
@@ -28,6 +31,7 @@ enum Command {
     Plan(plan::PlanCommand),
     Predict(predict::Predict),
     Results(results::Results),
+    Samples(samples::SamplesCommand),
     Sweep(sweep::Sweep),
 }
 
@@ -42,6 +46,7 @@ pub fn run(cli: Cli) -> u8 {
         Command::Plan(command) => command.run(&mut out),
         Command::Predict(command) => command.run(&mut out),
         Command::Results(command) => command.run(&mut out).map(|()| 0),
+        Command::Samples(command) => command.run(&mut out).map(|()| 0),
         Command::Sweep(command) => command.run(&mut out),
     };
     let outcome = outcome.and_then(|code| out.flush().map(|()| code).map_err(Into::into));

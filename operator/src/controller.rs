@@ -8,7 +8,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::progress::ProgressReader;
 use apply::{ApplyError, Class};
-use decide::{ChildAction, Decision};
+use decide::Decision;
 use futures::{Stream, StreamExt};
 use joulecast_crds::InferenceJob;
 use k8s_openapi::jiff::Timestamp;
@@ -24,13 +24,19 @@ use thiserror::Error;
 
 pub mod account;
 pub mod apply;
+mod assess;
+pub mod attempts;
+pub mod basis;
 pub mod build;
 pub mod caches;
 pub mod candidates;
 pub mod decide;
+pub mod ending;
 pub mod facts;
+pub mod ledger;
 pub mod observe;
 pub mod orphans;
+pub mod plan_step;
 pub mod status;
 pub mod story;
 pub mod validate;
@@ -124,25 +130,29 @@ pub async fn reconcile(job: Arc<InferenceJob>, context: Arc<Context>) -> Result<
         Err(error) => return Err(Error::Status(error)),
     }
     context.metrics.reconciled(started.elapsed());
-    forget_failures(&snapshot.job, &context);
+    forget_failures(snapshot.job.meta().uid.as_deref(), &context);
     Ok(next(&snapshot, &decision, &applied, &context))
 }
 
 /// When to look again without being told of a change.
 fn next(snapshot: &Snapshot, decision: &Decision, applied: &apply::Applied, context: &Context) -> Action {
+    let until = |at: Timestamp| {
+        Duration::try_from(at.duration_since(snapshot.now)).unwrap_or(Duration::ZERO).max(Duration::from_secs(1))
+    };
+    let mut waits: Vec<Duration> = Vec::new();
     if snapshot.running().is_some() {
-        Action::requeue(context.progress.interval())
-    } else if snapshot.pods.iter().any(|pod| pod.deleting && pod.end().is_none()) {
-        // A pod whose node is lost is given up after a time of which no watch tells.
-        Action::requeue(LOST_POD_AGAIN)
-    } else if applied.refused.is_some() || matches!(decision.child, ChildAction::Blocked { .. }) {
-        Action::requeue(REFUSED_AGAIN)
-    } else if let Some(expires) = decision.expires {
-        let left = expires.duration_since(snapshot.now);
-        Action::requeue(Duration::try_from(left).unwrap_or(Duration::ZERO).max(Duration::from_secs(1)))
-    } else {
-        Action::await_change()
+        waits.push(context.progress.interval());
     }
+    if snapshot.pods.iter().any(|pod| pod.deleting && pod.end().is_none()) {
+        // A pod whose node is lost is given up after a time of which no watch tells.
+        waits.push(LOST_POD_AGAIN);
+    }
+    if applied.refused.is_some() || decision.children.iter().any(|child| child.blocked().is_some()) {
+        waits.push(REFUSED_AGAIN);
+    }
+    waits.extend(decision.review.as_ref().and_then(|review| review.again).map(until));
+    waits.extend(decision.expires.map(until));
+    waits.into_iter().min().map_or_else(Action::await_change, Action::requeue)
 }
 
 async fn tell(snapshot: &Snapshot, computed: &status::Computed, context: &Context) {
@@ -177,20 +187,30 @@ fn failures(context: &Context) -> std::sync::MutexGuard<'_, HashMap<String, u32>
     context.failures.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-fn forget_failures(job: &InferenceJob, context: &Context) {
-    failures(context).remove(job.meta().uid.as_deref().unwrap_or_default());
+pub(crate) fn forget_failures(uid: Option<&str>, context: &Context) {
+    failures(context).remove(uid.unwrap_or_default());
+}
+
+/// Counts a failed reconcile of the object of this UID; how many there were in a row.
+pub(crate) fn on_failure(uid: &str, class: Class, context: &Context) -> u32 {
+    context.metrics.failed(class);
+    let mut failures = failures(context);
+    let count = failures.entry(uid.to_owned()).or_insert(0);
+    *count = count.saturating_add(1);
+    *count
+}
+
+/// How long to wait after so many failures in a row.
+pub(crate) fn retry_after(class: Class, count: u32) -> Duration {
+    let (first, longest) = BACKOFF;
+    if class == Class::Refused { longest } else { first.saturating_mul(1 << (count.max(1) - 1).min(16)).min(longest) }
 }
 
 /// When to try again after an error: soon after a conflict, then ever later.
 pub fn on_error(job: Arc<InferenceJob>, error: &Error, context: Arc<Context>) -> Action {
     let class = error.class();
-    context.metrics.failed(class);
-    let mut failures = failures(&context);
-    let count = failures.entry(job.meta().uid.clone().unwrap_or_default()).or_insert(0);
-    *count = count.saturating_add(1);
-    let (first, longest) = BACKOFF;
-    let wait =
-        if class == Class::Refused { longest } else { first.saturating_mul(1 << (*count - 1).min(16)).min(longest) };
+    let count = on_failure(job.meta().uid.as_deref().unwrap_or_default(), class, &context);
+    let wait = retry_after(class, count);
     if class == Class::Conflict {
         // The cache was a moment behind: the next try sees the newer version.
         tracing::debug!(%error, ?wait, "decided over an old version");

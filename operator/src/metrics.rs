@@ -2,8 +2,9 @@
 
 use crate::controller::apply::Class;
 use crate::controller::facts::PodFacts;
-use joulecast_crds::InferenceJob;
+use crate::energy_model::select::is_drifted;
 use joulecast_crds::report::Report;
+use joulecast_crds::{EnergyModel, InferenceJob};
 use kube::runtime::reflector::Store;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric, text};
@@ -46,9 +47,9 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// Metrics over a cache of jobs.
+    /// Metrics over the caches of jobs and of EnergyModels.
     #[must_use]
-    pub fn new(jobs: Store<InferenceJob>) -> Self {
+    pub fn new(jobs: Store<InferenceJob>, energy_models: Store<EnergyModel>) -> Self {
         let mut registry = Registry::default();
         let durations = Histogram::new([0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0]);
         let errors = Family::default();
@@ -66,6 +67,7 @@ impl Metrics {
         let help = "Attempts that ended without a report since the operator started";
         registry.register("joulecast_attempts_without_report", help, unreported.clone());
         registry.register_collector(Box::new(JobsByState { jobs }));
+        registry.register_collector(Box::new(EnergyModels { energy_models }));
         registry.register_collector(Box::new(ResidentMemory));
         Self { registry, durations, errors, joules, unreported }
     }
@@ -138,6 +140,45 @@ impl Collector for JobsByState {
     }
 }
 
+struct EnergyModels {
+    energy_models: Store<EnergyModel>,
+}
+
+impl fmt::Debug for EnergyModels {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("EnergyModels")
+    }
+}
+
+impl Collector for EnergyModels {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), fmt::Error> {
+        let mut models = self.energy_models.state();
+        models.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
+        let labels = |model: &EnergyModel| [("energy_model", model.metadata.name.clone().unwrap_or_default())];
+        let help = "1 where finished jobs say that an EnergyModel no longer holds, else 0";
+        let mut metric = encoder.encode_descriptor("joulecast_energy_model_drifted", help, None, MetricType::Gauge)?;
+        for model in &models {
+            ConstGauge::new(i64::from(is_drifted(model))).encode(metric.encode_family(&labels(model))?)?;
+        }
+        let help = "Finished runs that correct an EnergyModel";
+        let mut metric = encoder.encode_descriptor("joulecast_energy_model_reports", help, None, MetricType::Gauge)?;
+        for model in &models {
+            let reports = model.status.as_ref().map_or(0, |status| status.reports_learned);
+            ConstGauge::new(reports).encode(metric.encode_family(&labels(model))?)?;
+        }
+        let help = "Median of measured over predicted of the runs that correct an EnergyModel";
+        let mut metric =
+            encoder.encode_descriptor("joulecast_energy_model_median_residual_ratio", help, None, MetricType::Gauge)?;
+        for model in &models {
+            let median = model.status.as_ref().and_then(|status| status.median_residual.as_ref()?.value());
+            if let Some(median) = median {
+                ConstGauge::new(median).encode(metric.encode_family(&labels(model))?)?;
+            }
+        }
+        Ok(())
+    }
+}
+
 /// Memory of this process, absent where the system does not tell.
 #[derive(Debug)]
 struct ResidentMemory;
@@ -175,7 +216,11 @@ mod tests {
         job.status = Some(Default::default());
         job.status.as_mut().unwrap().state = Some("Running".into());
         writer.apply_watcher_event(&Event::Apply(job));
-        let metrics = Metrics::new(jobs);
+        let (energy_models, mut writer) = store();
+        let mut model = crate::energy_model::samples::energy_model();
+        model.status.get_or_insert_default().reports_learned = 4;
+        writer.apply_watcher_event(&Event::Apply(model));
+        let metrics = Metrics::new(jobs, energy_models);
         let report = serde_json::to_string(&samples::report()).unwrap();
         let of = |pod| PodFacts::of(pod, samples::now());
         metrics.counted(&[of(&samples::ended_pod("p", 0, &report)), of(&samples::ended_pod("q", 1, ""))]);
@@ -189,6 +234,8 @@ mod tests {
             r#"joulecast_jobs{state="Running"} 1"#,
             r#"joulecast_jobs{state="Failed"} 0"#,
             "joulecast_reconcile_duration_seconds_count 1",
+            r#"joulecast_energy_model_drifted{energy_model="demo-candle-cpu"} 0"#,
+            r#"joulecast_energy_model_reports{energy_model="demo-candle-cpu"} 4"#,
         ] {
             assert!(text.lines().any(|have| have == line), "{line} is not in\n{text}");
         }

@@ -182,7 +182,15 @@ fn at(predictor: &Predictor, of_energy: bool, tau_in: f64, tau_out: f64) -> Opti
 
 /// From blue over green to yellow: told apart by brightness too.
 fn heat(part: f64) -> String {
-    format!("hsl({:.0} 65% {:.0}%)", 240.0 - 185.0 * part, 28.0 + 37.0 * part)
+    // Written out: not every viewer of SVG knows the functions of CSS.
+    let (hue, lightness) = (240.0 - 185.0 * part, 0.28 + 0.37 * part);
+    let chroma = 0.65 * (1.0 - (2.0 * lightness - 1.0_f64).abs());
+    let channel = |shift: f64| {
+        let place = (shift + hue / 30.0) % 12.0;
+        let value = lightness - 0.5 * chroma * (place - 3.0).min(9.0 - place).clamp(-1.0, 1.0);
+        (255.0 * value).round() as u8
+    };
+    format!("#{:02x}{:02x}{:02x}", channel(0.0), channel(8.0), channel(4.0))
 }
 
 /// A number in few characters.

@@ -52,12 +52,12 @@ fn documented() -> Access {
 }
 
 fn granted() -> Access {
-    let role = rendered("ClusterRole", "joulecast-operator");
+    let roles = ["ClusterRole", "Role"].map(|kind| rendered(kind, "joulecast-operator"));
     let strings = |value: &Value| -> Vec<String> {
         value.as_sequence().unwrap().iter().map(|item| item.as_str().unwrap().to_owned()).collect()
     };
     let mut access = Access::new();
-    for rule in role["rules"].as_sequence().unwrap() {
+    for rule in roles.iter().flat_map(|role| role["rules"].as_sequence().unwrap()) {
         for group in strings(&rule["apiGroups"]) {
             for resource in strings(&rule["resources"]) {
                 for verb in strings(&rule["verbs"]) {

@@ -2,7 +2,9 @@
 
 mod bench;
 mod files;
+mod plan;
 mod pod;
+mod profile;
 mod run;
 mod shell;
 
@@ -36,6 +38,10 @@ pub(crate) enum Command {
     Run(Box<run::RunArgs>),
     /// Does the run that JOULECAST_RUN_SPEC describes; started by the operator.
     Pod(pod::PodArgs),
+    /// Makes the plan that JOULECAST_PLAN_SPEC describes; started by the operator.
+    Plan(plan::PlanArgs),
+    /// Measures energy and run time over a grid of token counts, and fits a model to them.
+    Profile(Box<profile::ProfileArgs>),
     /// Measures prefill and decode rates beside the machine's own limits.
     Bench(Box<bench::BenchArgs>),
     /// Makes a model directory with random weights, to measure with.
@@ -70,6 +76,8 @@ pub(crate) fn execute(command: Command) -> anyhow::Result<u8> {
     match command {
         Command::Run(args) => run::run(*args),
         Command::Pod(args) => pod::pod(&args),
+        Command::Plan(args) => plan::plan(&args),
+        Command::Profile(args) => profile::profile(*args),
         Command::Bench(args) => bench::bench(*args),
         Command::RandomModel(args) => bench::random_model(&args),
         Command::Install(args) => files::install(&args),

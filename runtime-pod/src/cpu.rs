@@ -7,6 +7,7 @@
 pub mod attention;
 pub mod linear;
 pub mod norm;
+pub mod packed;
 pub mod pool;
 pub mod simd;
 

@@ -7,6 +7,11 @@
 #[cfg(feature = "candle")]
 mod candle;
 pub mod config;
+pub mod gguf;
+#[cfg(feature = "onnx")]
+mod onnx;
+mod size;
+mod slots;
 pub mod weights;
 
 use std::fmt;
@@ -20,7 +25,7 @@ use serde::{Deserialize, Serialize};
 #[serde(rename_all = "lowercase")]
 #[value(rename_all = "lowercase")]
 pub enum EngineName {
-    /// candle tensors with this crate's CPU kernels; safetensors.
+    /// candle tensors with this crate's CPU kernels; safetensors and GGUF.
     Candle,
     /// ONNX Runtime.
     Onnx,
@@ -121,24 +126,85 @@ pub enum Dtype {
     F16,
     /// bfloat16: the upper half of binary32.
     Bf16,
+    /// GGUF's 8 bits: blocks of 32 weights with one binary16 scale.
+    #[serde(rename = "q8_0")]
+    #[value(name = "q8_0")]
+    Q8_0,
+    /// GGUF's 4 bits: blocks of 32 weights with one binary16 scale.
+    #[serde(rename = "q4_0")]
+    #[value(name = "q4_0")]
+    Q4_0,
+    /// 8 bits as ONNX Runtime's artifacts have them.
+    Int8,
+    /// 4 bits as ONNX Runtime's artifacts have them.
+    Int4,
 }
 
 impl Dtype {
+    /// All types.
+    pub const ALL: [Self; 7] = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0, Self::Int8, Self::Int4];
+
     /// The name as manifests, command lines and reports write it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::F32 => "f32",
             Self::F16 => "f16",
             Self::Bf16 => "bf16",
+            Self::Q8_0 => "q8_0",
+            Self::Q4_0 => "q4_0",
+            Self::Int8 => "int8",
+            Self::Int4 => "int4",
         }
     }
 
+    /// Bytes of `values` weights in memory, the scales of their blocks included.
+    pub const fn bytes_of(self, values: u64) -> u64 {
+        match self {
+            Self::F32 => values * 4,
+            Self::F16 | Self::Bf16 => values * 2,
+            Self::Q8_0 => values / 32 * 34,
+            Self::Q4_0 => values / 32 * 18,
+            Self::Int8 => values / 32 * 36,
+            Self::Int4 => values / 32 * 20,
+        }
+    }
+}
+
+/// A type of unquantised weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[value(rename_all = "lowercase")]
+pub enum Float {
+    /// IEEE binary32.
+    F32,
+    /// IEEE binary16.
+    F16,
+    /// bfloat16: the upper half of binary32.
+    Bf16,
+}
+
+impl Float {
     /// Bytes of one value.
     pub const fn bytes(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 | Self::Bf16 => 2,
         }
+    }
+}
+
+impl From<Float> for Dtype {
+    fn from(float: Float) -> Self {
+        match float {
+            Float::F32 => Self::F32,
+            Float::F16 => Self::F16,
+            Float::Bf16 => Self::Bf16,
+        }
+    }
+}
+
+impl fmt::Display for Float {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(Dtype::from(*self).as_str())
     }
 }
 
@@ -229,6 +295,14 @@ pub enum EngineError {
         /// The providers that it has, comma-separated.
         has: &'static str,
     },
+    /// The engine's shared library is not on this machine, or cannot be opened.
+    #[error("engine `{engine}`: {problem}")]
+    NoLibrary {
+        /// The engine that was asked for.
+        engine: EngineName,
+        /// Where it was looked for, and the way out.
+        problem: String,
+    },
     /// A file of the model is missing, corrupt, or not what the engine can run. Trying again does not help.
     #[error("{}: {problem}", path.display())]
     Model {
@@ -256,7 +330,7 @@ pub enum EngineError {
 /// Everything that decides which engine is loaded and how.
 #[derive(Debug, Clone)]
 pub struct LoadOptions {
-    /// Directory with `config.json` and the weights.
+    /// Directory with the artifact and the tokenizer.
     pub model_dir: PathBuf,
     /// The engine.
     pub engine: EngineName,
@@ -317,6 +391,9 @@ pub fn available() -> Vec<EngineName> {
     if cfg!(feature = "candle") {
         names.push(EngineName::Candle);
     }
+    if cfg!(feature = "onnx") {
+        names.push(EngineName::Onnx);
+    }
     names
 }
 
@@ -331,6 +408,10 @@ pub fn load(options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         EngineName::Candle => Ok(Box::new(candle::CandleEngine::load(options)?)),
         #[cfg(not(feature = "candle"))]
         engine @ EngineName::Candle => Err(EngineError::NotInBuild { engine, has: has() }),
+        #[cfg(feature = "onnx")]
+        EngineName::Onnx => Ok(Box::new(onnx::OnnxEngine::load(options)?)),
+        #[cfg(not(feature = "onnx"))]
+        engine @ EngineName::Onnx => Err(EngineError::NotInBuild { engine, has: has() }),
         engine => Err(EngineError::NotImplemented { engine, has: has() }),
     }
 }

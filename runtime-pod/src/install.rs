@@ -4,6 +4,7 @@
 //! lie in it as [`SUMS`], in the format of `sha256sum`. A target that holds the same files already is left as it is, so
 //! that the command can be repeated; one that holds others is never replaced.
 
+use crate::fail_point;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{self, File};
@@ -102,6 +103,7 @@ pub fn install(from: &Path, to: &Path) -> Result<Installed, InstallError> {
     File::create(&path)
         .and_then(|mut file| file.write_all(sums.as_bytes()).and_then(|()| file.sync_all()))
         .map_err(failed("write", &path))?;
+    fail_point!("install-rename");
     fs::rename(&partial, to).map_err(failed("rename to its place", to))?;
     Ok(Installed { files: files.len(), bytes, already: false })
 }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use half::{bf16, f16};
 use serde_json::{Map, Value, json};
 
-use crate::engine::Dtype;
+use crate::engine::Float;
 
 /// Standard deviation of the weights; that of the known models' initialisation.
 const SPREAD: f32 = 0.02;
@@ -70,7 +70,7 @@ pub enum RandomModelError {
 }
 
 /// Writes the model's files into `dir`, which it makes if need be.
-pub fn write(shape: Shape, dtype: Dtype, seed: u64, dir: &Path) -> Result<(), RandomModelError> {
+pub fn write(shape: Shape, dtype: Float, seed: u64, dir: &Path) -> Result<(), RandomModelError> {
     let failed = |path: &Path| {
         let path = path.to_owned();
         move |source| RandomModelError::Write { path, source }
@@ -81,9 +81,9 @@ pub fn write(shape: Shape, dtype: Dtype, seed: u64, dir: &Path) -> Result<(), Ra
     }
     let mut config = shape.config();
     config["torch_dtype"] = match dtype {
-        Dtype::F32 => "float32",
-        Dtype::F16 => "float16",
-        Dtype::Bf16 => "bfloat16",
+        Float::F32 => "float32",
+        Float::F16 => "float16",
+        Float::Bf16 => "bfloat16",
     }
     .into();
     let vocab = size(&config, "vocab_size");
@@ -131,9 +131,9 @@ fn tensors(config: &Value) -> Vec<(String, Vec<usize>)> {
 }
 
 /// Writes the safetensors file tensor by tensor, so that it never lies in memory.
-fn weights(config: &Value, dtype: Dtype, seed: u64, path: &Path) -> io::Result<()> {
+fn weights(config: &Value, dtype: Float, seed: u64, path: &Path) -> io::Result<()> {
     let tensors = tensors(config);
-    let name = dtype.as_str().to_uppercase();
+    let name = dtype.to_string().to_uppercase();
     let mut header = Map::new();
     let mut offset = 0;
     for (tensor, shape) in &tensors {
@@ -153,9 +153,9 @@ fn weights(config: &Value, dtype: Dtype, seed: u64, path: &Path) -> io::Result<(
         for _ in 0..shape.iter().product() {
             let value = if norm { 1.0 } else { SPREAD * unit_noise(&mut state) };
             match dtype {
-                Dtype::F32 => out.write_all(&value.to_le_bytes())?,
-                Dtype::F16 => out.write_all(&f16::from_f32(value).to_le_bytes())?,
-                Dtype::Bf16 => out.write_all(&bf16::from_f32(value).to_le_bytes())?,
+                Float::F32 => out.write_all(&value.to_le_bytes())?,
+                Float::F16 => out.write_all(&f16::from_f32(value).to_le_bytes())?,
+                Float::Bf16 => out.write_all(&bf16::from_f32(value).to_le_bytes())?,
             }
         }
     }

@@ -2,6 +2,7 @@
 
 use crate::batch_file::result::source_name;
 use crate::engine::{EngineName, Provider};
+use crate::run::earlier::fold;
 use crate::run::{Book, Run, RunFailure};
 use joulecast_crds::names::TERMINATION_MESSAGE_BYTES;
 use joulecast_crds::report::{EnergyReport, EnergySource, Failure, PhaseMilliseconds, Report, Utilisation};
@@ -11,6 +12,8 @@ use std::time::Duration;
 
 /// What stands in for a text that only a loaded engine could give.
 const UNKNOWN: &str = "unknown";
+/// Earlier attempts that stand one by one in a report, at most.
+const EARLIER: usize = 8;
 
 /// Builds the report of a run as far as it came.
 #[must_use]
@@ -21,6 +24,8 @@ pub fn build(run: &Run, book: &Book, failure: Option<&RunFailure>) -> Report {
     Report {
         version: run_spec::VERSION,
         run: run.identity.clone(),
+        shard: run.division.shard,
+        attempt: run.who.name.clone(),
         engine: engine_name(run.load.engine),
         engine_version: info.map_or_else(|| UNKNOWN.to_owned(), |info| info.engine_version.clone()),
         provider: provider(run.load.provider),
@@ -46,7 +51,13 @@ pub fn build(run: &Run, book: &Book, failure: Option<&RunFailure>) -> Report {
             gpu_mean_millis: None,
             gpu_memory_peak_bytes: None,
         }),
+        artifact_digest: book.artifact_digest.clone(),
+        request_sums: book.request_sums.clone(),
         output_sha256: book.output_sha256.clone(),
+        merge_pending: book.merge_pending,
+        repeated_lines: book.repeated,
+        earlier: book.earlier.report(),
+        earlier_summed: None,
         failure: failure.map(failure_of),
     }
 }
@@ -91,17 +102,21 @@ fn energy(recording: Option<&Recording>) -> EnergyReport {
     }
 }
 
-/// The report as JSON of at most [`TERMINATION_MESSAGE_BYTES`] bytes. What does not fit is cut in this order: long notes,
-/// notes, the failure's message, domains, names; a cut text ends in `...`.
+/// The report as JSON of at most [`TERMINATION_MESSAGE_BYTES`] bytes. Of earlier attempts the newest stand one by one, the
+/// rest as a sum. What does not fit is cut in this order: long notes, more of the earlier attempts into the sum, notes, the
+/// failure's message, the sums of requests, domains, names; a cut text ends in `...`.
 #[must_use]
 pub fn message(report: &Report) -> String {
     let mut report = report.clone();
-    let cuts: [&dyn Fn(&mut Report); 6] = [
-        &|_| {},
+    let fold = |report: &mut Report, keep| fold(&mut report.earlier, &mut report.earlier_summed, keep);
+    let cuts: [&dyn Fn(&mut Report); 9] = [
+        &|report| fold(report, EARLIER),
         &|report| {
             report.energy.notes.truncate(8);
             report.energy.notes.iter_mut().for_each(|note| cut(note, 160));
         },
+        &|report| fold(report, 3),
+        &|report| fold(report, 0),
         &|report| {
             report.energy.notes = vec!["notes left out: the report was too long".to_owned()];
             cut(&mut report.energy.meter, 300);
@@ -112,8 +127,10 @@ pub fn message(report: &Report) -> String {
                 cut(&mut failure.message, 700);
             }
         },
+        &|report| report.request_sums = None,
         &|report| report.energy.domain_millijoules.clear(),
         &|report| {
+            cut(&mut report.attempt, 63);
             cut(&mut report.engine_version, 40);
             cut(&mut report.dtype, 20);
             cut(&mut report.energy.meter, 40);
@@ -171,6 +188,8 @@ pub fn totals(report: &Report, book: &Book) -> serde_json::Value {
         "requests": report.lines.total,
         "requests_done": report.lines.done,
         "requests_failed": report.lines.failed,
+        "requests_taken_over": report.lines.taken_over,
+        "requests_repeated": report.repeated_lines,
         "tokens_in": report.tokens_in,
         "tokens_out": report.tokens_out,
         "seconds": {
@@ -200,7 +219,31 @@ pub fn totals(report: &Report, book: &Book) -> serde_json::Value {
         "cpu_mean": report.utilisation.cpu_mean_millis.map(|millis| millis as f64 / 1e3),
         "cpu_peak": report.utilisation.cpu_peak_millis.map(|millis| millis as f64 / 1e3),
         "output_sha256": report.output_sha256,
+        "earlier_attempts": all_earlier(report),
         "failure": report.failure,
+    })
+}
+
+/// What the attempts before this one spent, which `joules` does not hold; null if there were none.
+fn all_earlier(report: &Report) -> serde_json::Value {
+    let (mut attempts, mut sum) = (report.earlier.clone(), report.earlier_summed.clone());
+    fold(&mut attempts, &mut sum, 0);
+    let Some(crds::report::EarlierTotals { attempts, without_energy, totals }) = sum else {
+        return serde_json::Value::Null;
+    };
+    let joules = |millijoules: Option<u64>| millijoules.map(|millijoules| millijoules as f64 / 1e3);
+    serde_json::json!({
+        "attempts": attempts,
+        "without_energy": without_energy,
+        "source": totals.source,
+        "partial": totals.partial,
+        "window_seconds": totals.window_milliseconds as f64 / 1e3,
+        "gross_joules": joules(totals.gross_millijoules),
+        "idle_joules": joules(totals.idle_millijoules),
+        "net_joules": joules(totals.net_millijoules),
+        "requests_done": totals.lines_done,
+        "tokens_in": totals.tokens_in,
+        "tokens_out": totals.tokens_out,
     })
 }
 

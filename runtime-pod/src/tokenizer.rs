@@ -146,6 +146,14 @@ fn end_tokens(dir: &Path, config: &Value, inner: &tokenizers::Tokenizer) -> Resu
     Ok(chat::special_token(config, "eos_token").and_then(|text| inner.token_to_id(&text)).into_iter().collect())
 }
 
+/// A whole number of `config.json` in a model's directory; `None` where the file or the key is missing.
+///
+/// # Errors
+/// A file that is there and cannot be read.
+pub fn config_number(dir: &Path, key: &str) -> Result<Option<u64>, TokenizerError> {
+    Ok(read_json(&dir.join("config.json"))?.and_then(|config| config[key].as_u64()))
+}
+
 /// Reads a JSON file; `None` when there is none.
 fn read_json(path: &Path) -> Result<Option<Value>, TokenizerError> {
     let Some(bytes) = read_limited(path)? else { return Ok(None) };

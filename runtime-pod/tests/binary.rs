@@ -198,7 +198,7 @@ fn a_pod_that_can_never_work_says_so() {
         spec.to_string()
     };
     let cases = [
-        (with("engine", json!("onnx")), "EngineUnavailable", "onnx"),
+        (with("engine", json!("openvino")), "EngineUnavailable", "openvino"),
         (with("provider", json!("cuda")), "EngineUnavailable", "cuda"),
         (with("modelPath", json!("/nonexistent/model")), "ModelInvalid", "/nonexistent/model"),
         (with("inputPath", json!("/nonexistent/in.jsonl")), "InputUnreadable", "/nonexistent/in.jsonl"),
@@ -267,4 +267,24 @@ fn install_and_cat_handle_files_of_volumes() {
     let output = runtime().arg("cat").arg(to.join("SHA256SUMS")).args(["--head", "1"]).output().unwrap();
     assert!(text(&output.stdout).ends_with("  config.json\n"), "{}", text(&output.stdout));
     assert_eq!(runtime().args(["cat", "/nonexistent"]).output().unwrap().status.code(), Some(1));
+}
+
+#[test]
+fn an_engine_without_its_library_says_where_it_was_looked_for() {
+    let model = Model::new("tiny-llama");
+    let run = |library: &str| {
+        let mut command = runtime();
+        command.args(["bench", "--engine", "onnx", "--provider", "cpu", "--prompt-tokens", "4", "--gen-tokens", "2"]);
+        command.args(["--batch", "1", "--repeat", "1", "--output", "json", "--model"]).arg(model.dir.path());
+        command.env("ORT_DYLIB_PATH", library).output().unwrap()
+    };
+    let output = run("/nowhere/libonnxruntime.so");
+    assert!(!output.status.success());
+    let error = text(&output.stderr);
+    for part in ["/nowhere/libonnxruntime.so", "ORT_DYLIB_PATH", "make onnxruntime"] {
+        assert!(error.contains(part), "{error}");
+    }
+    // Empty is as if it were not set: beside the program there is none.
+    let output = run("");
+    assert!(text(&output.stderr).contains("../lib/joulecast"), "{}", text(&output.stderr));
 }

@@ -1,7 +1,7 @@
-//! The candle engine against Hugging Face transformers: greedy tokens and first logits of `tests/golden`, in one
+//! The engines against Hugging Face transformers: greedy tokens and first logits of `tests/golden`, in one
 //! piece and in chunks, alone and in a batch, and in 16-bit types.
 
-#![cfg(feature = "candle")]
+#![cfg(all(feature = "candle", feature = "onnx"))]
 
 use std::path::{Path, PathBuf};
 
@@ -12,7 +12,16 @@ use serde_json::Value;
 const EXCUSED_MARGIN: f64 = 1e-4;
 const MODELS: [&str; 6] =
     ["tiny-llama", "tiny-llama-sharded", "tiny-llama-headdim", "tiny-llama3-rope", "tiny-qwen2", "tiny-qwen2-tied"];
+/// Those that have a `model.onnx`.
+const ONNX_MODELS: [&str; 3] = ["tiny-llama", "tiny-qwen2-tied", "tiny-gpt-neox"];
 
+/// Every engine with every model that it has.
+fn subjects() -> impl Iterator<Item = (EngineName, &'static str)> {
+    let candle = MODELS.into_iter().map(|name| (EngineName::Candle, name));
+    candle.chain(ONNX_MODELS.into_iter().map(|name| (EngineName::Onnx, name)))
+}
+
+#[derive(Clone)]
 struct Case {
     prompt: Vec<u32>,
     generated: Vec<u32>,
@@ -47,8 +56,8 @@ fn cases(dir: &Path) -> Vec<Case> {
     cases
 }
 
-fn load(dir: &Path, batch: usize, dtype: Option<Dtype>) -> Box<dyn Engine> {
-    let mut options = LoadOptions::new(dir, EngineName::Candle, Provider::Cpu);
+fn load(name: EngineName, dir: &Path, batch: usize, dtype: Option<Dtype>) -> Box<dyn Engine> {
+    let mut options = LoadOptions::new(dir, name, Provider::Cpu);
     options.batch = batch;
     options.threads = Some(2);
     options.dtype = dtype;
@@ -93,9 +102,9 @@ fn assert_golden(name: &str, case: &Case, got: &[u32]) {
 
 #[test]
 fn greedy_tokens_equal_those_of_transformers() {
-    for name in MODELS {
+    for (engine, name) in subjects() {
         let dir = golden(name);
-        let mut engine = load(&dir, 1, None);
+        let mut engine = load(engine, &dir, 1, None);
         for case in cases(&dir) {
             let (first, tokens) = greedy(&mut *engine, 0, &case.prompt, case.generated.len(), usize::MAX);
             for (id, want) in &case.top {
@@ -108,9 +117,9 @@ fn greedy_tokens_equal_those_of_transformers() {
 
 #[test]
 fn a_prompt_in_chunks_gives_the_same_tokens() {
-    for name in MODELS {
+    for (engine, name) in subjects() {
         let dir = golden(name);
-        let mut engine = load(&dir, 1, None);
+        let mut engine = load(engine, &dir, 1, None);
         for case in cases(&dir) {
             for chunk in [1, 7] {
                 let (_, tokens) = greedy(&mut *engine, 0, &case.prompt, case.generated.len(), chunk);
@@ -125,8 +134,8 @@ fn logits_in_a_batch_equal_those_alone_to_the_bit() {
     for name in MODELS {
         let dir = golden(name);
         let cases = cases(&dir);
-        let mut alone = load(&dir, 1, None);
-        let mut batched = load(&dir, cases.len() + 1, None);
+        let mut alone = load(EngineName::Candle, &dir, 1, None);
+        let mut batched = load(EngineName::Candle, &dir, cases.len() + 1, None);
         let vocab = alone.info().vocab_size;
         // Slots are filled from the back, so that slot and place in the batch differ.
         let slot = |case: usize| cases.len() - case;
@@ -167,8 +176,8 @@ fn sixteen_bit_weights_stay_close_to_f32() {
     for (dtype, tolerance) in [(Dtype::F16, 0.01), (Dtype::Bf16, 0.08)] {
         for name in MODELS {
             let dir = golden(name);
-            let mut exact = load(&dir, 1, Some(Dtype::F32));
-            let mut rounded = load(&dir, 1, Some(dtype));
+            let mut exact = load(EngineName::Candle, &dir, 1, Some(Dtype::F32));
+            let mut rounded = load(EngineName::Candle, &dir, 1, Some(dtype));
             assert_eq!(rounded.info().weight_bytes * 2, exact.info().weight_bytes);
             for case in cases(&dir) {
                 let (want, _) = greedy(&mut *exact, 0, &case.prompt, 1, usize::MAX);
@@ -180,4 +189,97 @@ fn sixteen_bit_weights_stay_close_to_f32() {
             }
         }
     }
+}
+
+/// Sequences of different lengths come and go in the ONNX engine's slots, and steps take some of them in any order: each
+/// still gets the tokens of transformers, whatever row of the cache it was moved to.
+#[test]
+fn onnx_sequences_keep_their_tokens_while_neighbours_come_and_go() {
+    for name in ONNX_MODELS {
+        let dir = golden(name);
+        let cases = cases(&dir);
+        let slots = 4;
+        let mut engine = load(EngineName::Onnx, &dir, slots, None);
+        let vocab = engine.info().vocab_size;
+        let mut waiting: Vec<usize> = (0..cases.len()).chain(0..cases.len()).collect();
+        let mut running: Vec<Option<(usize, Vec<u32>)>> = vec![None; slots];
+        let (mut step, mut finished) = (0usize, 0);
+        let mut first = vec![0.0; vocab];
+        while finished < 2 * cases.len() {
+            step += 1;
+            // Every few steps one sequence enters, into the last free slot, so that slots and rows differ.
+            if step % 3 == 1
+                && let Some(slot) = running.iter().rposition(Option::is_none)
+                && let Some(case) = waiting.pop()
+            {
+                engine.prefill(slot, &cases[case].prompt, Some(&mut first)).unwrap();
+                running[slot] = Some((case, vec![argmax(&first)]));
+            }
+            // Every fifth step leaves one sequence out; the order turns.
+            let mut batch: Vec<SlotToken> = (0..slots)
+                .map(|i| (i + step) % slots)
+                .filter(|slot| !(step % 5 == 0 && slot % 2 == 0))
+                .filter_map(|slot| {
+                    let (_, tokens) = running[slot].as_ref()?;
+                    Some(SlotToken { slot, token: tokens[tokens.len() - 1] })
+                })
+                .collect();
+            if step % 2 == 0 {
+                batch.reverse();
+            }
+            if batch.is_empty() {
+                continue;
+            }
+            let mut logits = vec![0.0; batch.len() * vocab];
+            engine.decode(&batch, &mut logits).unwrap();
+            for (b, row) in batch.iter().zip(logits.chunks(vocab)) {
+                let Some((case, tokens)) = &mut running[b.slot] else {
+                    unreachable!("only running slots are in a step")
+                };
+                tokens.push(argmax(row));
+                // Sequences end at different lengths.
+                if tokens.len() >= cases[*case].generated.len() - 7 * (b.slot % 3) {
+                    assert_golden(
+                        name,
+                        &Case { generated: cases[*case].generated[..tokens.len()].to_vec(), ..cases[*case].clone() },
+                        tokens,
+                    );
+                    engine.release(b.slot);
+                    running[b.slot] = None;
+                    finished += 1;
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn onnx_artifacts_that_are_broken_are_refused_by_name() {
+    let source = golden("tiny-llama").join("model.onnx");
+    let bytes = std::fs::read(source).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("model.onnx");
+    let refused =
+        |options: &LoadOptions| engine::load(options).err().expect("a broken artifact is refused").to_string();
+    let mut options = LoadOptions::new(dir.path(), EngineName::Onnx, Provider::Cpu);
+
+    let error = refused(&options);
+    assert!(error.contains("model.onnx") && error.contains("tools/modelpack"), "{error}");
+    let mut mixed = bytes.clone();
+    mixed.iter_mut().step_by(97).for_each(|byte| *byte = byte.wrapping_mul(31).wrapping_add(7));
+    for broken in [&bytes[..bytes.len() / 2], &bytes[..100], b"", b"not a model", &mixed] {
+        std::fs::write(&path, broken).unwrap();
+        let error = refused(&options);
+        assert!(error.contains("model.onnx"), "{error}");
+    }
+
+    std::fs::write(&path, &bytes).unwrap();
+    options.dtype = Some(Dtype::F16);
+    assert!(refused(&options).contains("--dtype: the artifact's weights are f32, not f16"));
+    options.dtype = None;
+    options.max_context = Some(100_000);
+    assert!(refused(&options).contains("--max-context: 100000"));
+    options.max_context = None;
+    options.provider = Provider::Cuda;
+    assert!(refused(&options).contains("`cuda`"));
 }

@@ -3,12 +3,14 @@
 //! A test of its own, because it looks at the memory of its whole process. `JOULECAST_TEST_INPUT_MB` makes it larger.
 
 use joulecast_meter::{Clock, Host, Microjoules, Source};
+use joulecast_runtime::batch_file::parts::{Parts, Role, Who};
 use joulecast_runtime::batch_file::result::Frame;
 use joulecast_runtime::batch_file::{CustomIds, Lines, MAX_LINE_BYTES, Output};
 use joulecast_runtime::generate::{Completion, FinishReason, Timings, Workload};
 use joulecast_runtime::progress::Progress;
 use joulecast_runtime::run::Surroundings;
 use joulecast_runtime::run::feed::{Encoder, Energy, Feed};
+use joulecast_runtime::run::share::Share;
 use joulecast_runtime::stop::Stop;
 use joulecast_runtime::tokenizer::TokenizerError;
 use serde_json::Value;
@@ -89,13 +91,16 @@ fn work_off(dir: &Path, bytes: u64) -> u64 {
         progress: Arc::new(Progress::default()),
     };
     let gross = || Some(Microjoules(0));
-    let mut output = Output::create(&dir.join("out"), "t", true).unwrap();
-    let ids = CustomIds::new(output.beside(".ids"));
+    let who = Who { epoch: 0, role: Role::Run { configuration: 0, shard: 0 }, name: "t".to_owned() };
+    let parts = Parts::of(&dir.join("out"), &format!("run-{bytes}")).unwrap();
+    let (attempt, _) = parts.begin(who).unwrap();
+    let mut output = Output::begin(parts, attempt).unwrap();
+    let ids = CustomIds::new(output.scratch(".ids"));
     let input = BufReader::with_capacity(1 << 17, MadeInput { line: 0, left: bytes, giant: 0, pending: Vec::new() });
     let frame = Frame { model: "m".to_owned(), attempt: "t".to_owned() };
     let energy = Energy::begin(&gross, Source::Modelled, "fake");
     let lines = Lines::new(input, MAX_LINE_BYTES);
-    let mut feed = Feed::new(lines, &OneToken, ids, &mut output, frame, energy, &around);
+    let mut feed = Feed::new(lines, &OneToken, ids, &mut output, frame, energy, &around, (Share::all(), None));
     while let Some(request) = feed.next_request() {
         feed.completed(Completion {
             id: request.id,
@@ -109,7 +114,7 @@ fn work_off(dir: &Path, bytes: u64) -> u64 {
     let tally = feed.finish();
     assert!(tally.failure.is_none(), "{:?}", tally.failure);
     assert!(!tally.cut_short);
-    assert_eq!(output.finish().unwrap().lines, tally.lines.done);
+    assert_eq!(output.finish(tally.lines.total).unwrap().lines, tally.lines.done);
     tally.lines.done
 }
 

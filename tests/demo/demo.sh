@@ -93,7 +93,7 @@ provide_images() {
 	if [ "$cluster" = local ]; then
 		say "starts the local cluster and loads the images"
 		tests/cluster/cluster up
-		tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
+		tests/cluster/cluster load build/images/{operator,runtime,device-plugin,demo-model}.tar
 	elif [ -n "${REGISTRY:-}" ]; then
 		say "pushes the images to $REGISTRY"
 		charts/images/push

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Builds the images of the demo and the cluster tests into build/images, named in images.env: operator and runtime as
-# shipped, and the runtime with the demo model in it, which puts the model onto a volume.
+# Builds the images of the demo and the cluster tests into build/images, named in images.env: operator, runtime and
+# node agent as shipped, and the runtime with the demo model in it, which puts the model onto a volume.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 programs=${CARGO_TARGET_DIR:-target}/release
-cargo build --release --locked --bin joulecast --bin joulecast-operator --bin joulecast-runtime
+cargo build --release --locked --bin joulecast --bin joulecast-operator --bin joulecast-runtime \
+	--bin joulecast-device-plugin
 charts/images/build
 name=$(charts/images/layout.py image --name localhost/joulecast/demo-model --out build/images/demo-model.tar \
 	--directory tests/demo/model=/demo-model "$programs/joulecast-runtime")

@@ -91,6 +91,16 @@ pub async fn user_tries(program: &str, arguments: &[&str], input: Option<&str>) 
     ))
 }
 
+/// Does something to the machines of the local cluster: `tests/cluster/cluster ARGUMENTS`.
+///
+/// # Errors
+/// If that fails; the message holds all that it printed.
+pub async fn machines(arguments: &[&str]) -> Result<()> {
+    let program = repository().join("tests/cluster/cluster");
+    user_runs(program.to_str().context("path")?, arguments, None).await?;
+    Ok(())
+}
+
 /// `kubectl apply -f -` with the manifest as input.
 ///
 /// # Errors

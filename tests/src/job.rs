@@ -53,11 +53,20 @@ spec:
 /// # Errors
 /// If the API server refuses one of them.
 pub async fn apply_job(here: &TestNamespace, name: &str, input: &str, spec: Value) -> Result<()> {
+    apply_input(here, name, input).await?;
+    here.apply(&manifest(name, spec).to_string()).await?;
+    Ok(())
+}
+
+/// Puts `input` where the InferenceJob of [`manifest`] reads it.
+///
+/// # Errors
+/// If the API server refuses it.
+pub async fn apply_input(here: &TestNamespace, name: &str, input: &str) -> Result<()> {
     let config_map = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": format!("{name}-input")}, "data": {"requests.jsonl": input}});
     // Server-side: a client-side apply keeps a copy in an annotation of 256 KiB at most.
     let apply = ["apply", "--server-side", "-n", &here.name, "-f", "-"];
     user_runs("kubectl", &apply, Some(&config_map.to_string())).await?;
-    here.apply(&manifest(name, spec).to_string()).await?;
     Ok(())
 }
 

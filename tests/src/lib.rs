@@ -3,6 +3,7 @@
 //! The tests need a cluster with Joulecast installed; `make test` provides both (`tests/install.sh`). They talk to it as
 //! users do: manifests, kubectl, helm and `joulecast`, and the API where a condition is awaited.
 
+pub mod agent;
 pub mod cluster;
 pub mod job;
 pub mod namespace;

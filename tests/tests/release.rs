@@ -118,6 +118,35 @@ async fn the_chart_is_uninstalled_and_installed_again_and_keeps_the_jobs() {
 }
 
 #[tokio::test]
+async fn uninstalling_while_a_job_runs_leaves_no_pod_that_cannot_be_deleted() {
+    let _alone = RELEASE_LOCK.lock().await;
+    with_namespace("gone", |here| async move {
+        apply_demo_model(&here).await?;
+        apply_job(&here, "left", &requests(400, 128), json!({})).await?;
+        await_job(&here, "left", "at work", |job| lines_done(job) > 0).await?;
+        user_runs("helm", &["uninstall", RELEASE, "-n", RELEASE_NAMESPACE, "--wait"], None).await?;
+        let pods: Api<Pod> = here.api();
+        let of_job = ListParams::default().labels("joulecast.dev/inference-job=left");
+        let finalizers: Vec<String> = pods
+            .list(&of_job)
+            .await?
+            .items
+            .into_iter()
+            .flat_map(|pod| pod.metadata.finalizers.unwrap_or_default())
+            .collect();
+        let install = repository().join("tests/install.sh");
+        let installed = user_runs(install.to_str().context("path")?, &[], None).await;
+        ensure!(!finalizers.contains(&"joulecast.dev/report".to_owned()), "{finalizers:?}");
+        installed?;
+        // The job is still there, and the new release sees it through.
+        await_job(&here, "left", "Complete", |job| is_true(job, conditions::COMPLETE)).await?;
+        ensure!(results(&here, "left").await?.len() == 400);
+        Ok(())
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn the_chart_refuses_values_that_it_does_not_know() {
     let (code, _, err) =
         user_tries("helm", &["template", "x", "charts/joulecast", "--set", "replicaz=2"], None).await.unwrap();

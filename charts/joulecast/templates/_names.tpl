@@ -54,6 +54,9 @@ runtimes:
 podDefaults:
   resources:
     {{- toYaml .Values.runtime.resources | nindent 4 }}
+{{- if .Values.agent.enabled }}
+slots: [cpu]
+{{- end }}
 {{- with .Values.watts }}
 watts:
   {{- toYaml . | nindent 2 }}
@@ -69,5 +72,35 @@ networkPolicy:
         {{- include "joulecast.selectorLabels" . | nindent 8 }}
   extraFrom: {{ toJson .Values.networkPolicy.extraFrom }}
 {{- end }}
+retries:
+  {{- toYaml .Values.retries | nindent 2 }}
+energyModels:
+  learnFrom: {{ toJson .Values.energyModels.learnFrom }}
+{{- with .Values.devices }}
+devices:
+  {{- toYaml . | nindent 2 }}
+{{- end }}
 progressSeconds: {{ .Values.progressSeconds }}
+{{- end -}}
+
+{{- define "joulecast.agent" -}}
+{{- include "joulecast.prefix" . }}-device-plugin
+{{- end -}}
+
+{{- define "joulecast.agentSelectorLabels" -}}
+app.kubernetes.io/name: joulecast-device-plugin
+app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/component: node-agent
+{{- end -}}
+
+{{- define "joulecast.agentLabels" -}}
+{{ include "joulecast.agentSelectorLabels" . }}
+app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
+app.kubernetes.io/part-of: joulecast
+app.kubernetes.io/managed-by: {{ .Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- end -}}
+
+{{- define "joulecast.agentImage" -}}
+{{- .Values.agent.image | default (printf "localhost/joulecast/device-plugin:%s" .Chart.AppVersion) -}}
 {{- end -}}

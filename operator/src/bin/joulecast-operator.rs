@@ -1,19 +1,23 @@
 //! The `joulecast-operator` binary: arguments, logs, and the life of the process.
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use clap::{Parser, ValueEnum};
 use futures::StreamExt;
 use joulecast_operator::config::Config;
 use joulecast_operator::controller::{self, Context, caches, observe, orphans};
+use joulecast_operator::energy_model::keep;
+use joulecast_operator::leader::{Candidate, Timing};
 use joulecast_operator::metrics::Metrics;
+use joulecast_operator::profile_run::{self, ProfileContext};
 use joulecast_operator::progress::{ProgressKey, ProgressReader};
-use joulecast_operator::serve;
+use joulecast_operator::{serve, uninstall};
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -22,11 +26,13 @@ use tracing_subscriber::EnvFilter;
 
 /// Places InferenceJobs, runs them as Kubernetes Jobs, and writes prediction beside measurement into their status.
 #[derive(Debug, Parser)]
-#[command(name = "joulecast-operator", version)]
+#[command(name = "joulecast-operator", version, args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
     /// Configuration file (YAML).
-    #[arg(long)]
-    config: PathBuf,
+    #[arg(long, required = true)]
+    config: Option<PathBuf>,
     /// File with at least 32 bytes from which the secrets of the runs' progress endpoints are made; without it a key
     /// is made at each start, and progress of runs from before a restart cannot be read.
     #[arg(long)]
@@ -37,12 +43,31 @@ struct Arguments {
     /// The only namespace whose jobs are seen to; all if absent.
     #[arg(long)]
     watch_namespace: Option<String>,
+    /// Lease that decides which of several operators works; without it this one works at once.
+    #[arg(long, requires = "instance")]
+    lease: Option<String>,
+    /// Namespace of the Lease.
+    #[arg(long, env = "POD_NAMESPACE", hide_env_values = true, default_value = "default")]
+    lease_namespace: String,
     /// Form of the log lines on stderr; RUST_LOG filters them.
     #[arg(long, value_enum, default_value_t = LogFormat::Text)]
     log_format: LogFormat,
-    /// Name of this instance in events.
+    /// Name of this instance in events and in the Lease.
     #[arg(long, env = "POD_NAME", hide_env_values = true)]
     instance: Option<String>,
+}
+
+#[derive(Debug, Clone, clap::Subcommand)]
+enum Command {
+    /// Before an uninstall: stops the operator that holds the Lease, and takes the report finalizer off the pods of all runs.
+    ReleasePods {
+        /// The Lease of the operators.
+        #[arg(long)]
+        lease: String,
+        /// Namespace of the Lease.
+        #[arg(long)]
+        lease_namespace: String,
+    },
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
@@ -78,7 +103,11 @@ fn main() -> ExitCode {
 }
 
 async fn run(arguments: Arguments) -> Result<()> {
-    let config = Config::read(&arguments.config)?;
+    if let Some(Command::ReleasePods { lease, lease_namespace }) = &arguments.command {
+        let client = Client::try_default().await.context("no cluster: neither in a pod nor a kubeconfig")?;
+        return uninstall::release_pods(client, lease_namespace, lease, observe::now).await.context("release-pods");
+    }
+    let config = Config::read(arguments.config.as_deref().context("--config is missing")?)?;
     let key = match &arguments.progress_key_file {
         Some(path) => ProgressKey::read(path).with_context(|| format!("--progress-key-file {}", path.display()))?,
         None => {
@@ -97,12 +126,14 @@ async fn run(arguments: Arguments) -> Result<()> {
         .await
         .with_context(|| format!("--listen {}", arguments.listen))?;
 
-    let deletions = Arc::new(Notify::new());
-    let (caches, controller) = caches::watch(&client, arguments.watch_namespace.as_deref(), deletions.clone());
-    let reporter = Reporter { controller: "joulecast-operator".into(), instance: arguments.instance };
+    let (deletions, lessons) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (caches, controller) =
+        caches::watch(&client, arguments.watch_namespace.as_deref(), deletions.clone(), lessons.clone());
+    let (profile_caches, profiles) = profile_run::caches::watch(&client, arguments.watch_namespace.as_deref());
+    let reporter = Reporter { controller: "joulecast-operator".into(), instance: arguments.instance.clone() };
     let context = Arc::new(Context {
         recorder: Recorder::new(client.clone(), reporter),
-        metrics: Metrics::new(caches.jobs.clone()),
+        metrics: Metrics::new(caches.jobs.clone(), caches.energy_models.clone()),
         progress: ProgressReader::new(key, Duration::from_secs(u64::from(config.progress_seconds))),
         clock: observe::now,
         failures: Mutex::default(),
@@ -116,10 +147,13 @@ async fn run(arguments: Arguments) -> Result<()> {
         let mut stopped = stopped.clone();
         async move { drop(stopped.changed().await) }
     };
-    let server = tokio::spawn(serve::serve(listener, context.clone(), until_stop()));
-    let releaser = tokio::spawn(orphans::keep_releasing(context.clone(), deletions));
-    let reconciles = controller::run(controller, context, until_stop()).for_each(|()| std::future::ready(()));
+    let leads = Arc::new(AtomicBool::new(false));
+    let server = tokio::spawn(serve::serve(listener, context.clone(), leads.clone(), until_stop()));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), listen = %arguments.listen, "started");
+    let mut candidate = arguments.lease.as_deref().zip(arguments.instance.as_deref()).map(|(lease, instance)| {
+        let timing = Timing::default();
+        Candidate::new(context.client.clone(), &arguments.lease_namespace, lease, instance, timing, observe::now)
+    });
     let signals = async {
         tokio::select! {
             _ = terminate.recv() => tracing::info!("SIGTERM: finishing what was begun"),
@@ -127,8 +161,41 @@ async fn run(arguments: Arguments) -> Result<()> {
         }
         let _ = stop.send(());
     };
-    tokio::join!(reconciles, signals);
-    releaser.abort();
+    let work = async {
+        if let Some(candidate) = &mut candidate {
+            tokio::select! {
+                () = candidate.win() => tracing::info!("this operator leads"),
+                () = until_stop() => return Ok(()),
+            }
+        }
+        leads.store(true, Ordering::Relaxed);
+        let releaser = tokio::spawn(orphans::keep_releasing(context.clone(), deletions));
+        let learner = tokio::spawn(keep::keep_learning(context.clone(), lessons));
+        let measuring = Arc::new(ProfileContext { shared: context.clone(), caches: profile_caches });
+        let campaigns = profile_run::run(profiles, measuring, until_stop()).for_each(|()| std::future::ready(()));
+        let reconciles = controller::run(controller, context, until_stop()).for_each(|()| std::future::ready(()));
+        let reconciles = async { tokio::join!(reconciles, campaigns) };
+        if let Some(candidate) = &mut candidate {
+            // What was begun is finished while the Lease is still renewed; one who lost it must not go on with anything.
+            tokio::select! {
+                () = candidate.hold() => bail!("the Lease is lost: this process ends, and stands by when it is started again"),
+                _ = reconciles => {}
+            }
+            releaser.abort();
+            learner.abort();
+            candidate.release().await;
+        } else {
+            reconciles.await;
+            releaser.abort();
+            learner.abort();
+        }
+        Ok(())
+    };
+    tokio::pin!(work);
+    tokio::select! {
+        ended = &mut work => ended?,
+        () = signals => work.await?,
+    }
     server.await.context("the server's task")?.context("the server")?;
     tracing::info!("stopped");
     Ok(())

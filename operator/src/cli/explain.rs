@@ -1,8 +1,10 @@
 //! `joulecast explain JOB`: why a job is where it is, candidate by candidate.
 
 use super::access::{Access, block_on};
+use crate::controller::account::three_digits;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use joulecast_crds::planned::{PlannedShare, SolvedPlan};
 use joulecast_crds::{InferenceJob, InferenceJobStatus};
 use kube::Api;
 use std::fmt::Write as _;
@@ -62,9 +64,21 @@ pub fn text(name: &str, status: &InferenceJobStatus) -> String {
         for chosen in &plan.chosen {
             let _ = writeln!(
                 text,
-                "  chosen    {} as {} on {}/{}, nodes of class {}\n            {}",
-                chosen.model, chosen.format, chosen.engine, chosen.provider, chosen.device_class, chosen.reason
+                "  chosen    {} as {} on {}/{}{}, nodes of class {}\n            {}",
+                chosen.model,
+                chosen.format,
+                chosen.engine,
+                chosen.provider,
+                batch(chosen.batch),
+                chosen.device_class,
+                chosen.reason
             );
+            if let Some(planned) = &chosen.planned {
+                let _ = writeln!(text, "            {}", share(planned));
+            }
+        }
+        if let Some(solved) = &plan.solved {
+            text.push_str(&prediction(solved));
         }
         if let Some(placement) = &status.placement {
             let _ = writeln!(text, "            node or class: {placement}");
@@ -72,7 +86,13 @@ pub fn text(name: &str, status: &InferenceJobStatus) -> String {
         for left in &plan.left_out {
             let engine = left.engine.map_or("any engine", |engine| engine.as_str());
             let provider = left.provider.map_or("any provider", |provider| provider.as_str());
-            let _ = writeln!(text, "  left out  {} on {engine}/{provider}: {}", left.model, left.reason);
+            let _ = writeln!(
+                text,
+                "  left out  {} on {engine}/{provider}{}: {}",
+                left.model,
+                batch(left.batch),
+                left.reason
+            );
         }
         for further in &plan.further_left_out {
             let _ = writeln!(text, "  left out  {} more: {}", further.count, further.reason);
@@ -128,6 +148,52 @@ pub fn text(name: &str, status: &InferenceJobStatus) -> String {
     text
 }
 
+fn batch(batch: Option<i32>) -> String {
+    batch.map(|batch| format!(", batch {batch}")).unwrap_or_default()
+}
+
+fn share(planned: &PlannedShare) -> String {
+    let PlannedShare { requests, share_millis, tokens_in, tokens_out, energy_millijoules, device_milliseconds, price } =
+        planned;
+    let price = price.as_ref().map(|price| format!("; price of its limit {price}")).unwrap_or_default();
+    format!(
+        "{requests} requests ({:.1} %), {tokens_in} tokens in, {tokens_out} expected out: {} J, {} s of device time{price}",
+        f64::from(*share_millis) / 10.0,
+        thousandths(*energy_millijoules),
+        thousandths(*device_milliseconds),
+    )
+}
+
+fn prediction(solved: &SolvedPlan) -> String {
+    let range = |low, high| format!("{} to {}", thousandths(low), thousandths(high));
+    let mut text = format!(
+        "  predicted {} J ({}), done after {} s ({})",
+        thousandths(solved.energy_millijoules),
+        range(solved.energy_millijoules_low, solved.energy_millijoules_high),
+        thousandths(solved.milliseconds),
+        range(solved.milliseconds_low, solved.milliseconds_high),
+    );
+    if let Some(accuracy) = &solved.accuracy {
+        let _ = write!(text, ", accuracy {accuracy}");
+    }
+    let _ = writeln!(
+        text,
+        "\n            {} requests, {} lines that are none; objective {}, gap {}; read in {} ms, solved in {} ms",
+        solved.requests,
+        solved.malformed,
+        solved.objective,
+        solved.gap,
+        solved.read_milliseconds,
+        solved.solve_milliseconds
+    );
+    text
+}
+
+/// Thousandths of a unit as a decimal with three significant digits.
+fn thousandths(value: i64) -> String {
+    three_digits(value.max(0) as f64 / 1000.0)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,7 +205,11 @@ mod tests {
             "conditions": [{"type": "Complete", "status": "True", "reason": "AllLinesDone", "message": "4 lines", "lastTransitionTime": "2026-01-01T00:00:00Z"}],
             "plan": {
                 "epoch": 1, "basis": "Unmodelled",
-                "chosen": [{"model": "demo", "format": "safetensors", "artifactIndex": 0, "engine": "candle", "provider": "cpu", "deviceClass": "cpu", "reason": "the only one that can run"}],
+                "chosen": [{"model": "demo", "format": "safetensors", "artifactIndex": 0, "engine": "candle", "provider": "cpu", "deviceClass": "cpu", "reason": "the only one that can run",
+                    "batch": 4, "planned": {"requests": 3, "shareMillis": 1000, "tokensIn": 7, "tokensOut": 9, "energyMillijoules": 12_500, "deviceMilliseconds": 250, "price": "0.5"}}],
+                "solved": {"requests": 3, "malformed": 1, "tokensAllowed": 40, "energyMillijoules": 13_000, "energyMillijoulesLow": 9_000, "energyMillijoulesHigh": 20_000,
+                    "milliseconds": 250, "millisecondsLow": 200, "millisecondsHigh": 300, "objective": "1.5", "gap": "0", "meanJoules": "1", "meanAccuracyTokens": "1",
+                    "readMilliseconds": 2, "solveMilliseconds": 1},
                 "leftOut": [{"model": "demo", "engine": "onnx", "provider": "cpu", "deviceClass": "cpu", "reason": "no artifact for onnx"}],
                 "furtherLeftOut": [{"reason": "no node of class cuda", "count": 3}]
             },
@@ -150,6 +220,10 @@ mod tests {
         let text = text("j", &status);
         for shown in [
             "demo on onnx/cpu: no artifact for onnx",
+            "demo as safetensors on candle/cpu, batch 4",
+            "3 requests (100.0 %), 7 tokens in, 9 expected out: 12.5 J, 0.250 s of device time; price of its limit 0.5",
+            "predicted 13.0 J (9.00 to 20.0), done after 0.250 s (0.200 to 0.300)",
+            "gap 0; read in 2 ms",
             "3 more: no node",
             "12.034 J",
             "idle  not known",

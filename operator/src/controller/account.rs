@@ -3,7 +3,7 @@
 //! Energy, time and tokens are sums over all attempts, failed and stopped ones included: what was spent was spent. A
 //! reading that is absent stays absent, and is counted as such.
 
-use joulecast_crds::inference_job::{Measured, Progress};
+use joulecast_crds::inference_job::{JournalFigures, Measured, Progress};
 use joulecast_crds::report::{EnergySource, Report, RunProgress};
 use std::collections::BTreeMap;
 
@@ -20,6 +20,10 @@ pub fn add(totals: Option<&Measured>, report: Option<&Report>) -> Measured {
         None => sum.attempts_without_report = sum.attempts_without_report.saturating_add(1),
         Some(report) => add_report(&mut sum, report),
     }
+    told(sum)
+}
+
+fn told(mut sum: Measured) -> Measured {
     sum.energy_summary = energy_summary(&sum);
     sum.joules_per_output_token = joules_per_output_token(&sum);
     sum
@@ -42,6 +46,7 @@ fn nothing() -> Measured {
         lines_done: 0,
         lines_failed: 0,
         attempts: 0,
+        attempts_from_journal: 0,
         attempts_without_report: 0,
         attempts_without_energy: 0,
         cpu_mean_millis: None,
@@ -50,10 +55,59 @@ fn nothing() -> Measured {
     }
 }
 
+/// Whether the totals hold energy of any attempt.
+fn is_metered(sum: &Measured) -> bool {
+    sum.attempts > sum.attempts_without_energy || sum.attempts_from_journal > 0
+}
+
+/// The totals with what the energy journal of an attempt says that left no report (or none yet).
+#[must_use]
+pub fn add_journal(totals: Option<&Measured>, figures: &JournalFigures, source: EnergySource) -> Measured {
+    let mut sum = totals.cloned().unwrap_or_else(nothing);
+    let metered_before = is_metered(&sum);
+    let part = |total: Option<i64>, new: Option<i64>| if metered_before { Some(total? + new?) } else { new };
+    sum.idle_millijoules = part(sum.idle_millijoules, figures.idle_millijoules);
+    sum.net_millijoules = part(sum.net_millijoules, figures.net_millijoules);
+    sum.energy_millijoules = Some(sum.energy_millijoules.unwrap_or(0).saturating_add(figures.gross_millijoules));
+    sum.source = match (metered_before, sum.source, source) {
+        (true, EnergySource::Modelled, _) => EnergySource::Modelled,
+        (_, _, new) => new,
+    };
+    if sum.meter.is_empty() {
+        sum.meter = "energy journal".into();
+    }
+    turn(&mut sum, figures, 1);
+    told(sum)
+}
+
+/// The totals without what was added by a journal. A part that became absent meanwhile stays absent, and a source that
+/// became weaker stays so.
+#[must_use]
+pub fn without_journal(totals: &Measured, figures: &JournalFigures) -> Measured {
+    let mut sum = totals.clone();
+    let part = |total: Option<i64>, old: Option<i64>| Some(total?.saturating_sub(old?));
+    sum.idle_millijoules = part(sum.idle_millijoules, figures.idle_millijoules);
+    sum.net_millijoules = part(sum.net_millijoules, figures.net_millijoules);
+    sum.energy_millijoules = sum.energy_millijoules.map(|all| all.saturating_sub(figures.gross_millijoules));
+    turn(&mut sum, figures, -1);
+    if !is_metered(&sum) {
+        sum.energy_millijoules = None;
+    }
+    told(sum)
+}
+
+fn turn(sum: &mut Measured, figures: &JournalFigures, sign: i64) {
+    sum.window_milliseconds += sign * figures.window_milliseconds;
+    sum.runtime_milliseconds += sign * figures.window_milliseconds;
+    sum.tokens_in += sign * figures.tokens_in;
+    sum.tokens_out += sign * figures.tokens_out;
+    sum.attempts_from_journal += i32::try_from(sign).unwrap_or(0);
+}
+
 fn add_report(sum: &mut Measured, report: &Report) {
     let energy = &report.energy;
     let window = signed(energy.window_milliseconds);
-    let metered_before = sum.attempts > sum.attempts_without_energy;
+    let metered_before = is_metered(sum);
     // The means are weighted by the windows, so they come before the windows are added.
     sum.cpu_mean_millis = weighted(
         (sum.attempts > 0).then_some((sum.cpu_mean_millis, sum.window_milliseconds)),
@@ -102,6 +156,12 @@ fn add_report(sum: &mut Measured, report: &Report) {
     }
 }
 
+/// A sum of which parts may be absent.
+#[must_use]
+pub fn sum(total: Option<i64>, more: Option<u64>) -> Option<i64> {
+    more.map_or(total, |more| Some(total.unwrap_or(0).saturating_add(signed(more))))
+}
+
 fn signed(value: u64) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
@@ -121,10 +181,11 @@ fn weighted(before: Option<(Option<i64>, i64)>, new: (Option<i64>, i64)) -> Opti
 
 fn energy_summary(sum: &Measured) -> String {
     let Some(millijoules) = sum.energy_millijoules else { return "Unavailable".into() };
-    let ended = sum.attempts + sum.attempts_without_report;
-    let metered = sum.attempts - sum.attempts_without_energy;
+    let ended = sum.attempts + sum.attempts_from_journal + sum.attempts_without_report;
+    let metered = sum.attempts + sum.attempts_from_journal - sum.attempts_without_energy;
     let of = if metered == ended { String::new() } else { format!(", {metered} of {ended} attempts") };
-    format!("{} J ({:?}{of})", three_digits(millijoules as f64 / 1000.0), sum.source)
+    let partial = if sum.attempts_from_journal > 0 { ", Partial" } else { "" };
+    format!("{} J ({:?}{of}{partial})", three_digits(millijoules as f64 / 1000.0), sum.source)
 }
 
 /// Gross joules per generated token (a decimal with three significant digits).
@@ -148,14 +209,14 @@ pub fn three_digits(value: f64) -> String {
 
 /// The progress that an ended attempt leaves.
 #[must_use]
-pub fn final_progress(report: &Report) -> Progress {
-    progress(&RunProgress {
+pub fn final_progress(report: &Report) -> RunProgress {
+    RunProgress {
         lines_total: Some(report.lines.total),
         lines_done: report.lines.done,
         lines_failed: report.lines.failed,
         tokens_out: report.tokens_out,
         gross_millijoules: None,
-    })
+    }
 }
 
 /// Progress as the status shows it.

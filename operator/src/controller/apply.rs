@@ -16,8 +16,8 @@ use thiserror::Error;
 /// That everything was sent; made by [`apply`] alone.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
 pub struct Applied {
-    /// Whether the child Job was created or is there.
-    pub launched: bool,
+    /// Names of the child Jobs that were made, or that were there already.
+    pub launched: Vec<String>,
     /// What the API server refused to take, in its words: to be told to the user, and tried again later.
     pub refused: Option<String>,
 }
@@ -69,7 +69,7 @@ pub fn class(error: &kube::Error) -> Class {
 /// result.
 pub async fn apply(prepared: &Prepared, client: &Client) -> Result<Applied, ApplyError> {
     // Without `..`: a new part cannot be forgotten here.
-    let Prepared { namespace, network_policy, child, child_patch, pod_patches } = prepared;
+    let Prepared { namespace, network_policy, plan, children, child_patches, pod_patches } = prepared;
     let mut applied = Applied::default();
     let mut ready = true;
     if let Some(policy) = network_policy {
@@ -77,12 +77,16 @@ pub async fn apply(prepared: &Prepared, client: &Client) -> Result<Applied, Appl
         ready = server_side(&api, "NetworkPolicy", policy.metadata.name.as_deref(), policy, &mut applied).await?;
     }
     let jobs: Api<Job> = Api::namespaced(client.clone(), namespace);
-    if let Some(child) = child
-        && ready
-    {
-        applied.launched = server_side(&jobs, "Job", child.metadata.name.as_deref(), child, &mut applied).await?;
+    if let Some(plan) = plan.as_ref().filter(|_| ready) {
+        server_side(&jobs, "Job", plan.metadata.name.as_deref(), plan.as_ref(), &mut applied).await?;
     }
-    if let Some((name, patch)) = child_patch {
+    for child in children.iter().filter(|_| ready) {
+        let name = child.metadata.name.as_deref();
+        if server_side(&jobs, "Job", name, child, &mut applied).await? {
+            applied.launched.extend(name.map(str::to_owned));
+        }
+    }
+    for (name, patch) in child_patches {
         // Not by server-side apply: the template of a Job cannot be changed, and need not be known here any more.
         let params = PatchParams { field_manager: Some(FIELD_MANAGER.into()), ..PatchParams::default() };
         let result = jobs.patch(name, &params, &Patch::Merge(patch)).await;
@@ -111,7 +115,11 @@ pub async fn release(
     Ok(())
 }
 
-async fn server_side<K>(
+/// Applies one object; whether it went through.
+///
+/// # Errors
+/// As [`apply`].
+pub(crate) async fn server_side<K>(
     api: &Api<K>,
     kind: &str,
     name: Option<&str>,
@@ -135,7 +143,7 @@ where
 }
 
 /// Whether it went through; a refusal is noted, anything else is an error.
-fn settle<T>(what: &str, result: Result<T, kube::Error>, applied: &mut Applied) -> Result<bool, ApplyError> {
+pub(crate) fn settle<T>(what: &str, result: Result<T, kube::Error>, applied: &mut Applied) -> Result<bool, ApplyError> {
     match result {
         Ok(_) => Ok(true),
         Err(error) => match class(&error) {

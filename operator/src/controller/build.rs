@@ -4,24 +4,24 @@
 //! runtime's default seccomp profile, a read-only root file system; and they hold no API token.
 
 use crate::config::Config;
-use crate::controller::decide::{ChildAction, Decision, Launch};
+use crate::controller::decide::{ChildAction, Decision, Launch, fitted};
+use crate::controller::facts::Place;
+use crate::controller::plan_step::job::{assignment_path, input_path, inside, plan_job};
 use crate::controller::validate::{InputFile, ValidJob};
 use crate::progress::ProgressKey;
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::names::{
-    CONTAINER, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_CONFIGURATION, LABEL_DEVICE_CLASS,
-    LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, PROGRESS_PORT, RESOURCE_CUDA, exit,
+    CONTAINER, ENV_POD_NAME, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_ATTEMPT, LABEL_CONFIGURATION,
+    LABEL_DEVICE_CLASS, LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, LABEL_TASK, PROGRESS_PORT, RESOURCE_CPU, RESOURCE_CUDA,
 };
-use joulecast_crds::run_spec::{RunIdentity, RunSpec, VERSION};
+use joulecast_crds::run_spec::{Assignment, RunIdentity, RunSpec, Task, VERSION};
 use joulecast_crds::{DeviceClass, InferenceJob};
-use k8s_openapi::api::batch::v1::{
-    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
-    PodFailurePolicyRule,
-};
+use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
-    Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, NodeAffinity, NodeSelector,
-    NodeSelectorRequirement, NodeSelectorTerm, PersistentVolumeClaimVolumeSource, PodSecurityContext, PodSpec,
-    PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext, Volume, VolumeMount,
+    Affinity, Capabilities, ConfigMapVolumeSource, Container, ContainerPort, EnvVar, EnvVarSource, NodeAffinity,
+    NodeSelector, NodeSelectorRequirement, NodeSelectorTerm, ObjectFieldSelector, PersistentVolumeClaimVolumeSource,
+    PodSecurityContext, PodSpec, PodTemplateSpec, ResourceRequirements, SeccompProfile, SecurityContext, Volume,
+    VolumeMount,
 };
 use k8s_openapi::api::networking::v1::{NetworkPolicy, NetworkPolicyIngressRule, NetworkPolicyPort, NetworkPolicySpec};
 use k8s_openapi::apimachinery::pkg::api::resource::Quantity;
@@ -34,13 +34,13 @@ use std::collections::BTreeMap;
 /// User and group of a runtime pod, and the group of its volumes.
 pub const RUN_AS: i64 = 65_532;
 /// Seconds that a run has to stop and report after it was asked to.
-const GRACE_SECONDS: i64 = 30;
-/// Sequences that are decoded together.
+const GRACE_SECONDS: u32 = 30;
+/// Sequences that are decoded together where no prediction says what is best.
 const BATCH: u32 = 1;
 /// Where the volumes stand in the pod.
 const MODEL_DIR: &str = "/model";
-const INPUT_DIR: &str = "/input";
-const OUTPUT_DIR: &str = "/output";
+pub(super) const INPUT_DIR: &str = "/input";
+pub(super) const OUTPUT_DIR: &str = "/output";
 
 /// What is to be sent to the API, built and not yet applied.
 #[derive(Debug, Default, Clone, PartialEq)]
@@ -49,10 +49,12 @@ pub struct Prepared {
     pub namespace: String,
     /// To be applied first, so that no run is ever reachable by all.
     pub network_policy: Option<Box<NetworkPolicy>>,
+    /// The Job of a plan step, to be applied.
+    pub plan: Option<Box<Job>>,
     /// To be applied.
-    pub child: Option<Box<Job>>,
+    pub children: Vec<Job>,
     /// To be merged into the child of this name.
-    pub child_patch: Option<(String, Value)>,
+    pub child_patches: Vec<(String, Value)>,
     /// To be merged (strategically) into the pods of these names.
     pub pod_patches: Vec<(String, Value)>,
 }
@@ -64,16 +66,21 @@ pub fn build(decision: &Decision, job: Option<&ValidJob>, config: &Config, key: 
         pod_patches: decision.release.iter().map(|(name, uid)| (name.clone(), release_patch(uid))).collect(),
         ..Prepared::default()
     };
-    match (&decision.child, job) {
-        (ChildAction::Launch(launch), Some(job)) => {
-            prepared.network_policy = network_policy(launch, job, config).map(Box::new);
-            prepared.child = Some(Box::new(child_job(launch, job, config, key)));
+    if let (Some(ask), Some(job)) = (&decision.ask, job) {
+        prepared.network_policy = network_policy(ask.question.spec.run.epoch, job, config).map(Box::new);
+        prepared.plan = Some(Box::new(plan_job(ask, job, config)));
+    }
+    for action in &decision.children {
+        match (action, job) {
+            (ChildAction::Launch(launch), Some(job)) => {
+                prepared.network_policy = network_policy(launch.place.epoch, job, config).map(Box::new);
+                prepared.children.push(child_job(launch, job, config, key));
+            }
+            (ChildAction::Suspend { name, suspend }, _) => {
+                prepared.child_patches.push((name.clone(), json!({"spec": {"suspend": suspend}})));
+            }
+            (ChildAction::Launch(_) | ChildAction::Blocked { .. }, _) => {}
         }
-        (ChildAction::Adjust { name, suspend, backoff_limit }, _) => {
-            let patch = json!({"spec": {"suspend": suspend, "backoffLimit": backoff_limit}});
-            prepared.child_patch = Some((name.clone(), patch));
-        }
-        (ChildAction::Launch(_) | ChildAction::Keep | ChildAction::Blocked { .. }, _) => {}
     }
     prepared
 }
@@ -84,25 +91,37 @@ pub fn release_patch(uid: &str) -> Value {
     json!({"metadata": {"uid": uid, "$deleteFromPrimitiveList/finalizers": [FINALIZER_REPORT]}})
 }
 
-fn labels(launch: &Launch, job: &ValidJob) -> BTreeMap<String, String> {
+/// The labels of everything of an epoch.
+pub(super) fn labels(epoch: u32, job: &ValidJob) -> BTreeMap<String, String> {
     [
         ("app.kubernetes.io/name", "joulecast-runtime".to_owned()),
         ("app.kubernetes.io/managed-by", "joulecast-operator".to_owned()),
         (LABEL_JOB, job.name.clone()),
         (LABEL_JOB_UID, job.uid.clone()),
-        (LABEL_EPOCH, launch.epoch.to_string()),
-        (LABEL_CONFIGURATION, launch.configuration.to_string()),
+        (LABEL_EPOCH, epoch.to_string()),
     ]
     .into_iter()
     .map(|(key, value)| (key.to_owned(), value))
     .collect()
 }
 
-fn metadata(launch: &Launch, job: &ValidJob) -> ObjectMeta {
+/// The labels of everything of an attempt.
+fn labels_of_attempt(launch: &Launch, job: &ValidJob) -> BTreeMap<String, String> {
+    let Place { epoch, configuration, attempt } = launch.place;
+    let mut labels = labels(epoch, job);
+    labels.extend([
+        (LABEL_CONFIGURATION.to_owned(), configuration.to_string()),
+        (LABEL_ATTEMPT.to_owned(), attempt.to_string()),
+        (LABEL_TASK.to_owned(), if launch.task == Task::Merge { "merge" } else { "run" }.to_owned()),
+    ]);
+    labels
+}
+
+pub(super) fn metadata(name: String, labels: BTreeMap<String, String>, job: &ValidJob) -> ObjectMeta {
     ObjectMeta {
-        name: Some(launch.name.clone()),
+        name: Some(name),
         namespace: Some(job.namespace.clone()),
-        labels: Some(labels(launch, job)),
+        labels: Some(labels),
         // Without blockOwnerDeletion, which would need a further permission where owner references are enforced.
         owner_references: Some(vec![OwnerReference {
             api_version: InferenceJob::api_version(&()).into_owned(),
@@ -116,17 +135,23 @@ fn metadata(launch: &Launch, job: &ValidJob) -> ObjectMeta {
     }
 }
 
+/// A Job that starts its pod once: whether there is another attempt is the operator's decision, by what was at fault.
 fn child_job(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey) -> Job {
     let mut pod_labels = job.pod.labels.clone();
-    pod_labels.extend(labels(launch, job));
+    pod_labels.extend(labels_of_attempt(launch, job));
+    let shards = shards(launch, job);
+    let indexed = shards > 1;
     Job {
-        metadata: metadata(launch, job),
+        metadata: metadata(launch.name.clone(), labels_of_attempt(launch, job), job),
         spec: Some(JobSpec {
-            backoff_limit: Some(job.backoff_limit),
-            completions: Some(1),
-            parallelism: Some(1),
+            // One block that fails does not stop the others.
+            backoff_limit: (!indexed).then_some(0),
+            backoff_limit_per_index: indexed.then_some(0),
+            completion_mode: indexed.then(|| "Indexed".into()),
+            completions: Some(shards),
+            parallelism: Some(shards),
             suspend: Some(job.suspend),
-            pod_failure_policy: Some(pod_failure_policy()),
+            // A pod that is being deleted may still report: it has failed when it has ended, not before.
             pod_replacement_policy: Some("Failed".into()),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta {
@@ -142,50 +167,24 @@ fn child_job(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey
     }
 }
 
-/// A run that can never work fails at once; one that was asked to stop (suspended, evicted) or that its node took away is
-/// repeated without counting as a failure.
-fn pod_failure_policy() -> PodFailurePolicy {
-    let on_exit = |action: &str, codes: &[u8]| PodFailurePolicyRule {
-        action: action.into(),
-        on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
-            container_name: Some(CONTAINER.into()),
-            operator: "In".into(),
-            values: codes.iter().copied().map(i32::from).collect(),
-        }),
-        on_pod_conditions: None,
-    };
-    let invalid = on_exit("FailJob", &[exit::USAGE, exit::INVALID]);
-    let stopped = on_exit("Ignore", &[exit::STOPPED]);
-    let disrupted = PodFailurePolicyRule {
-        action: "Ignore".into(),
-        on_exit_codes: None,
-        on_pod_conditions: Some(vec![PodFailurePolicyOnPodConditionsPattern {
-            type_: "DisruptionTarget".into(),
-            status: "True".into(),
-        }]),
-    };
-    PodFailurePolicy { rules: vec![invalid, stopped, disrupted] }
+/// How many pods an attempt has, each with a block of lines of its own.
+fn shards(launch: &Launch, job: &ValidJob) -> i32 {
+    if launch.task == Task::Merge { 1 } else { i32::try_from(job.parallelism).unwrap_or(1) }
 }
 
 fn pod_spec(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey) -> PodSpec {
-    let (volumes, volume_mounts) = volumes(launch, job);
+    let models = [(MODEL_DIR.to_owned(), &launch.artifact)];
+    // Whoever merges needs no model.
+    let models = if launch.task == Task::Merge { &[][..] } else { &models[..] };
+    let (volumes, volume_mounts) = volumes(models, job);
     let pod = &job.pod;
     PodSpec {
         restart_policy: Some("Never".into()),
         automount_service_account_token: Some(false),
         enable_service_links: Some(false),
-        termination_grace_period_seconds: Some(GRACE_SECONDS),
-        security_context: Some(PodSecurityContext {
-            run_as_non_root: Some(true),
-            run_as_user: Some(RUN_AS),
-            run_as_group: Some(RUN_AS),
-            fs_group: Some(RUN_AS),
-            // A large volume is not walked through again for every pod.
-            fs_group_change_policy: Some("OnRootMismatch".into()),
-            seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), ..SeccompProfile::default() }),
-            ..PodSecurityContext::default()
-        }),
-        affinity: Some(affinity(launch.chosen.device_class)),
+        termination_grace_period_seconds: Some(i64::from(GRACE_SECONDS)),
+        security_context: Some(pod_security()),
+        affinity: (launch.task == Task::Run).then(|| affinity(launch.chosen.device_class)),
         node_selector: (!pod.node_selector.is_empty()).then(|| pod.node_selector.clone()),
         tolerations: (!pod.tolerations.is_empty()).then(|| pod.tolerations.clone()),
         image_pull_secrets: (!pod.image_pull_secrets.is_empty()).then(|| pod.image_pull_secrets.clone()),
@@ -212,6 +211,21 @@ fn pod_spec(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey)
     }
 }
 
+/// What `restricted` asks of a pod.
+#[must_use]
+pub fn pod_security() -> PodSecurityContext {
+    PodSecurityContext {
+        run_as_non_root: Some(true),
+        run_as_user: Some(RUN_AS),
+        run_as_group: Some(RUN_AS),
+        fs_group: Some(RUN_AS),
+        // A large volume is not walked through again for every pod.
+        fs_group_change_policy: Some("OnRootMismatch".into()),
+        seccomp_profile: Some(SeccompProfile { type_: "RuntimeDefault".into(), ..SeccompProfile::default() }),
+        ..PodSecurityContext::default()
+    }
+}
+
 /// What `restricted` asks of a container.
 #[must_use]
 pub fn container_security() -> SecurityContext {
@@ -224,7 +238,7 @@ pub fn container_security() -> SecurityContext {
 }
 
 /// Nodes of the class; those without a label are of class `cpu`, so it excludes the others instead of asking for it.
-fn affinity(class: DeviceClass) -> Affinity {
+pub(crate) fn affinity(class: DeviceClass) -> Affinity {
     let requirement = if class == DeviceClass::Cpu {
         let others = DeviceClass::ALL.iter().filter(|other| **other != class).map(ToString::to_string).collect();
         NodeSelectorRequirement { key: LABEL_DEVICE_CLASS.into(), operator: "NotIn".into(), values: Some(others) }
@@ -251,9 +265,17 @@ fn affinity(class: DeviceClass) -> Affinity {
 
 fn resources(launch: &Launch, job: &ValidJob, config: &Config) -> ResourceRequirements {
     let mut resources = job.pod.resources.clone().unwrap_or_else(|| config.pod_defaults.resources.clone());
-    if launch.chosen.device_class == DeviceClass::Cuda {
+    let class = launch.chosen.device_class;
+    // Whoever merges computes nothing.
+    let slot = match class {
+        _ if launch.task == Task::Merge => None,
         // Without a slot the pod would see no GPU.
-        resources.limits.get_or_insert_default().entry(RESOURCE_CUDA.into()).or_insert_with(|| Quantity("1".into()));
+        DeviceClass::Cuda => Some(RESOURCE_CUDA),
+        // Without a slot it runs, and estimates its energy.
+        DeviceClass::Cpu => config.slots.contains(&class).then_some(RESOURCE_CPU),
+    };
+    if let Some(slot) = slot {
+        resources.limits.get_or_insert_default().entry(slot.into()).or_insert_with(|| Quantity("1".into()));
     }
     resources
 }
@@ -263,9 +285,17 @@ fn environment(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressK
     let token = key.token(&run.run);
     // Strings, numbers and enums only: it has no way to fail.
     let run = serde_json::to_string(&run).expect("a run specification serializes");
-    [(ENV_RUN_SPEC, run), (ENV_PROGRESS_TOKEN, token)]
-        .map(|(name, value)| EnvVar { name: name.into(), value: Some(value), value_from: None })
-        .into()
+    let own_name = EnvVarSource {
+        field_ref: Some(ObjectFieldSelector { api_version: None, field_path: "metadata.name".into() }),
+        ..EnvVarSource::default()
+    };
+    let given = [(ENV_RUN_SPEC, run), (ENV_PROGRESS_TOKEN, token)].map(|(name, value)| EnvVar {
+        name: name.into(),
+        value: Some(value),
+        value_from: None,
+    });
+    let own_name = EnvVar { name: ENV_POD_NAME.into(), value: None, value_from: Some(own_name) };
+    given.into_iter().chain([own_name]).collect()
 }
 
 fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
@@ -275,32 +305,35 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
             namespace: job.namespace.clone(),
             job: job.name.clone(),
             job_uid: job.uid.clone(),
-            epoch: launch.epoch,
-            configuration: launch.configuration,
+            epoch: launch.place.epoch,
+            configuration: launch.place.configuration,
         },
         model: launch.chosen.model.clone(),
         model_path: inside(MODEL_DIR, &launch.artifact.path),
         engine: launch.chosen.engine,
         provider: launch.chosen.provider,
         device_class: launch.chosen.device_class,
-        input_path: match &job.input {
-            InputFile::Claim(claim) => inside(INPUT_DIR, &claim.path),
-            InputFile::ConfigMap(key) => inside(INPUT_DIR, &key.key),
-        },
+        input_path: input_path(job),
         output_path: inside(OUTPUT_DIR, &job.output.path),
-        batch: BATCH,
+        task: launch.task,
+        shards: u32::try_from(shards(launch, job)).unwrap_or(1),
+        assignment: launch.assignment.clone().map(|(sha256, requests)| Assignment {
+            path: assignment_path(job, launch.place.epoch),
+            sha256,
+            requests,
+        }),
+        batch: launch.chosen.batch.and_then(|batch| u32::try_from(batch).ok()).unwrap_or(BATCH),
         threads: None,
         watts: config.watts,
+        forecast: launch.forecast.as_deref().cloned(),
+        grace_seconds: GRACE_SECONDS,
     }
 }
 
-fn inside(directory: &str, path: &str) -> String {
-    if path.is_empty() { directory.to_owned() } else { format!("{directory}/{path}") }
-}
-
 /// The volumes, one for each claim however often it is used, and where they are mounted.
-fn volumes(launch: &Launch, job: &ValidJob) -> (Vec<Volume>, Vec<VolumeMount>) {
-    let mut claims: Vec<(&str, &ClaimPath, bool)> = vec![(MODEL_DIR, &launch.artifact, true)];
+pub(super) fn volumes(models: &[(String, &ClaimPath)], job: &ValidJob) -> (Vec<Volume>, Vec<VolumeMount>) {
+    let mut claims: Vec<(&str, &ClaimPath, bool)> =
+        models.iter().map(|(directory, claim)| (directory.as_str(), *claim, true)).collect();
     if let InputFile::Claim(claim) = &job.input {
         claims.push((INPUT_DIR, claim, true));
     }
@@ -314,7 +347,7 @@ fn volumes(launch: &Launch, job: &ValidJob) -> (Vec<Volume>, Vec<VolumeMount>) {
         let name = if let Some(volume) = volumes.iter().find(of_claim) {
             volume.name.clone()
         } else {
-            let name = directory.trim_start_matches('/').to_owned();
+            let name = directory.trim_start_matches('/').replace('/', "-");
             let only_read = claims.iter().all(|(_, other, ro)| other.claim_name != claim.claim_name || *ro);
             volumes.push(Volume {
                 name: name.clone(),
@@ -350,11 +383,11 @@ fn mount(volume: &str, directory: &str, read_only: bool) -> VolumeMount {
 }
 
 /// Lets in the operator and the configured peers to the progress port, and nothing out: a run needs no network.
-fn network_policy(launch: &Launch, job: &ValidJob, config: &Config) -> Option<NetworkPolicy> {
+fn network_policy(epoch: u32, job: &ValidJob, config: &Config) -> Option<NetworkPolicy> {
     let peers = config.network_policy.as_ref()?;
     let from = std::iter::once(&peers.operator).chain(&peers.extra_from).cloned().collect();
     Some(NetworkPolicy {
-        metadata: metadata(launch, job),
+        metadata: metadata(fitted(&job.name, &format!("-{epoch}")), labels(epoch, job), job),
         spec: Some(NetworkPolicySpec {
             pod_selector: Some(LabelSelector {
                 match_labels: Some(BTreeMap::from([(LABEL_JOB_UID.to_owned(), job.uid.clone())])),
@@ -391,14 +424,14 @@ mod tests {
     }
 
     fn pod(prepared: &Prepared) -> PodSpec {
-        prepared.child.as_ref().unwrap().spec.as_ref().unwrap().template.spec.clone().unwrap()
+        prepared.children[0].spec.as_ref().unwrap().template.spec.clone().unwrap()
     }
 
     #[test]
     fn the_objects_of_the_sample_are_those_on_file() {
         let prepared = built(|_| (), &samples::config());
         for (name, object) in [
-            ("child_job", serde_yaml::to_string(&prepared.child).unwrap()),
+            ("child_job", serde_yaml::to_string(&prepared.children[0]).unwrap()),
             ("network_policy", serde_yaml::to_string(&prepared.network_policy).unwrap()),
         ] {
             let path = format!("{}/tests/golden/{name}.yaml", env!("CARGO_MANIFEST_DIR"));
@@ -457,7 +490,7 @@ mod tests {
             },
             &samples::config(),
         );
-        let template = prepared.child.as_ref().unwrap().spec.as_ref().unwrap().template.clone();
+        let template = prepared.children[0].spec.as_ref().unwrap().template.clone();
         let labels = template.metadata.unwrap().labels.unwrap();
         assert_eq!((labels["team"].as_str(), labels[LABEL_JOB].as_str()), ("a", "hello"));
         let pod = template.spec.unwrap();
@@ -467,10 +500,58 @@ mod tests {
     }
 
     #[test]
+    fn several_pods_are_one_indexed_job_and_the_merge_needs_neither_model_nor_device() {
+        let snapshot = SnapshotBuilder::new().planned().spec(|spec| spec.parallelism = 3).build();
+        let job = validate(&snapshot.job, &snapshot.models).unwrap();
+        let config = samples::config();
+        let decision = decide(&snapshot, Ok(&job), &config);
+        let build = |decision: &Decision| build(decision, Some(&job), &config, &samples::progress_key());
+        let prepared = build(&decision);
+        let spec = prepared.children[0].spec.clone().unwrap();
+        assert_eq!(
+            (spec.completions, spec.parallelism, spec.completion_mode.as_deref()),
+            (Some(3), Some(3), Some("Indexed"))
+        );
+        assert_eq!((spec.backoff_limit, spec.backoff_limit_per_index), (None, Some(0)));
+        let run = |prepared: &Prepared| -> RunSpec {
+            serde_json::from_str(pod(prepared).containers[0].env.as_ref().unwrap()[0].value.as_ref().unwrap()).unwrap()
+        };
+        assert_eq!((run(&prepared).shards, run(&prepared).task), (3, Task::Run));
+
+        let mut merging = decision.clone();
+        let [ChildAction::Launch(launch)] = &mut merging.children[..] else { panic!("{decision:?}") };
+        launch.task = Task::Merge;
+        launch.chosen.device_class = DeviceClass::Cuda;
+        let prepared = build(&merging);
+        let pod = pod(&prepared);
+        assert_eq!((run(&prepared).shards, run(&prepared).task), (1, Task::Merge));
+        assert!(pod.affinity.is_none() && pod.volumes.unwrap().iter().all(|volume| volume.name != "model"));
+        assert!(!pod.containers[0].resources.clone().unwrap().limits.unwrap().contains_key(RESOURCE_CUDA));
+        assert_eq!(prepared.children[0].spec.as_ref().unwrap().completions, Some(1));
+    }
+
+    #[test]
     fn without_peers_there_is_no_policy() {
         let mut config = samples::config();
         config.network_policy = None;
         assert!(built(|_| (), &config).network_policy.is_none());
+    }
+
+    #[test]
+    fn a_slot_is_asked_for_where_the_configuration_says_so() {
+        let limit = |config: &Config, own: Option<&str>| {
+            let with = |spec: &mut InferenceJobSpec| {
+                let limits = own.map(|own| BTreeMap::from([(RESOURCE_CPU.to_owned(), Quantity(own.into()))]));
+                spec.pod_template.resources = own.map(|_| ResourceRequirements { limits, ..Default::default() });
+            };
+            let limits = pod(&built(with, config)).containers[0].resources.clone().unwrap().limits.unwrap();
+            limits.get(RESOURCE_CPU).map(|amount| amount.0.clone())
+        };
+        let mut config = samples::config();
+        assert_eq!(limit(&config, None), None);
+        config.slots.insert(DeviceClass::Cpu);
+        assert_eq!(limit(&config, None).as_deref(), Some("1"));
+        assert_eq!(limit(&config, Some("2")).as_deref(), Some("2"), "what the job says is not touched");
     }
 
     #[test]

@@ -1,14 +1,15 @@
 //! What the operator watches, each kind once: a pruned cache of it, and who is to be reconciled when it changes.
 
 use crate::controller::decide::is_frozen;
+use crate::controller::observe::TAINT_UNREACHABLE;
+use crate::controller::plan_step::job::ANNOTATION_QUESTION;
 use futures::TryStreamExt;
 use joulecast_crds::names::{LABEL_DEVICE_CLASS, LABEL_JOB};
-use joulecast_crds::{InferenceJob, InferenceModel};
+use joulecast_crds::{EnergyModel, InferenceJob, InferenceModel};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
-use k8s_openapi::api::core::v1::{Node, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod, PodSpec, PodStatus, Taint};
 use kube::api::ObjectMeta;
-use kube::core::PartialObjectMeta;
 use kube::runtime::controller::Controller;
 use kube::runtime::reflector::{ObjectRef, Store, store};
 use kube::runtime::{PredicateConfig, WatchStreamExt, watcher};
@@ -28,8 +29,10 @@ pub struct Caches {
     pub children: Store<Job>,
     /// Pods of runs: metadata, node and what their status says of progress.
     pub pods: Store<Pod>,
-    /// Nodes: names and device classes.
-    pub nodes: Store<PartialObjectMeta<Node>>,
+    /// Nodes: names, device classes, and whether they can be reached.
+    pub nodes: Store<Node>,
+    /// EnergyModels.
+    pub energy_models: Store<EnergyModel>,
     /// How many of the kinds were listed once.
     pub filled: watch::Receiver<usize>,
 }
@@ -48,11 +51,11 @@ impl Caches {
 }
 
 /// Number of kinds that are watched.
-pub const KINDS: usize = 5;
+pub const KINDS: usize = 6;
 
 /// Counts the kinds that were listed once. The stores tell of it too, but of several who wait for a store only the
 /// latest is woken, and the controller is one of them.
-fn filled<K>(kinds: &Arc<watch::Sender<usize>>) -> impl FnMut(&watcher::Event<K>) + Send + use<K> {
+pub(crate) fn filled<K>(kinds: &Arc<watch::Sender<usize>>) -> impl FnMut(&watcher::Event<K>) + Send + use<K> {
     let (kinds, mut first) = (kinds.clone(), true);
     move |event| {
         if matches!(event, watcher::Event::InitDone) && std::mem::take(&mut first) {
@@ -69,14 +72,20 @@ where
 }
 
 /// Starts to watch (once the controller is run), in one namespace or in all. `deletions` is told of pods that are being
-/// deleted and whose report finalizer is still there.
+/// deleted and whose report finalizer is still there, `lessons` of jobs and EnergyModels that changed.
 #[must_use]
-pub fn watch(client: &Client, namespace: Option<&str>, deletions: Arc<Notify>) -> (Caches, Controller<InferenceJob>) {
+pub fn watch(
+    client: &Client,
+    namespace: Option<&str>,
+    deletions: Arc<Notify>,
+    lessons: Arc<Notify>,
+) -> (Caches, Controller<InferenceJob>) {
     let (jobs, job_writer) = store();
     let (models, model_writer) = store();
     let (children, child_writer) = store();
     let (pods, pod_writer) = store();
     let (nodes, node_writer) = store();
+    let (energy_models, energy_model_writer) = store();
     let (sender, receiver) = watch::channel(0);
     let sender = Arc::new(sender);
     let every = watcher::Config::default;
@@ -87,7 +96,11 @@ pub fn watch(client: &Client, namespace: Option<&str>, deletions: Arc<Notify>) -
         .modify(|job| prune_meta(job.meta_mut()))
         .reflect(job_writer)
         .inspect_ok(filled(&sender))
-        .touched_objects();
+        .touched_objects()
+        .inspect_ok({
+            let lessons = lessons.clone();
+            move |_| lessons.notify_one()
+        });
     let model_stream = watcher(api::<InferenceModel>(client, namespace), every())
         .default_backoff()
         .modify(|model| prune_meta(model.meta_mut()))
@@ -111,16 +124,27 @@ pub fn watch(client: &Client, namespace: Option<&str>, deletions: Arc<Notify>) -
                 deletions.notify_one();
             }
         });
-    let node_stream = watcher(Api::<PartialObjectMeta<Node>>::all(client.clone()), every())
+    let node_stream = watcher(Api::<Node>::all(client.clone()), every())
         .default_backoff()
         .modify(prune_node)
         .reflect(node_writer)
         .inspect_ok(filled(&sender))
         .touched_objects()
-        // Heartbeats change a node every few minutes; only its class is of interest.
-        .predicate_filter(device_class_of, PredicateConfig::default());
+        // Heartbeats change a node every few minutes; only its class and its being there are of interest.
+        .predicate_filter(of_interest, PredicateConfig::default());
 
-    let (by_model, by_node) = (jobs.clone(), jobs.clone());
+    let energy_model_stream = watcher(Api::<EnergyModel>::all(client.clone()), every())
+        .default_backoff()
+        .modify(|model| prune_meta(model.meta_mut()))
+        .reflect(energy_model_writer)
+        .inspect_ok(filled(&sender))
+        .touched_objects()
+        .inspect_ok(move |_| lessons.notify_one())
+        // What jobs have taught changes no placement at once; another fit does.
+        .predicate_filter(kube::runtime::predicates::generation, PredicateConfig::default());
+
+    let (by_model, by_node, by_energy_model) = (jobs.clone(), jobs.clone(), jobs.clone());
+    let on_node = pods.clone();
     let controller = Controller::for_stream(job_stream, jobs.clone())
         .owns_stream(child_stream)
         .watches_stream(pod_stream, |pod: Pod| job_of(&pod))
@@ -130,10 +154,18 @@ pub fn watch(client: &Client, namespace: Option<&str>, deletions: Arc<Notify>) -
                 job.namespace() == namespace && job.spec.models.iter().any(|reference| reference.name == name)
             })
         })
-        .watches_stream(node_stream, move |_: PartialObjectMeta<Node>| {
-            refs(&by_node, |job| !job.status.as_ref().is_some_and(|status| is_frozen(status, None)))
+        .watches_stream(node_stream, move |node: Node| {
+            let mut concerned =
+                refs(&by_node, |job| !job.status.as_ref().is_some_and(|status| is_frozen(status, None)));
+            let there =
+                on_node.state_filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name == node.metadata.name));
+            concerned.extend(there.iter().filter_map(|pod| job_of(pod)));
+            concerned
+        })
+        .watches_stream(energy_model_stream, move |_: EnergyModel| {
+            refs(&by_energy_model, |job| !job.status.as_ref().is_some_and(|status| is_frozen(status, None)))
         });
-    (Caches { jobs, models, children, pods, nodes, filled: receiver }, controller)
+    (Caches { jobs, models, children, pods, nodes, energy_models, filled: receiver }, controller)
 }
 
 fn refs(jobs: &Store<InferenceJob>, wanted: impl Fn(&InferenceJob) -> bool) -> Vec<ObjectRef<InferenceJob>> {
@@ -147,26 +179,32 @@ pub fn job_of(pod: &Pod) -> Option<ObjectRef<InferenceJob>> {
     Some(ObjectRef::new(name).within(pod.metadata.namespace.as_deref()?))
 }
 
-fn device_class_of(node: &PartialObjectMeta<Node>) -> Option<u64> {
+fn of_interest(node: &Node) -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     node.labels().get(LABEL_DEVICE_CLASS).hash(&mut hasher);
     node.metadata.deletion_timestamp.is_some().hash(&mut hasher);
+    let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
+    for taint in taints.filter(|taint| taint.key == TAINT_UNREACHABLE) {
+        taint.time_added.as_ref().map(|time| time.0).hash(&mut hasher);
+    }
     Some(hasher.finish())
 }
 
-fn prune_meta(meta: &mut ObjectMeta) {
+pub(crate) fn prune_meta(meta: &mut ObjectMeta) {
     meta.managed_fields = None;
     meta.annotations = None;
 }
 
-fn prune_child(job: &mut Job) {
+pub(crate) fn prune_child(job: &mut Job) {
+    let question = job.metadata.annotations.take().and_then(|mut all| all.remove_entry(ANNOTATION_QUESTION));
     prune_meta(&mut job.metadata);
+    job.metadata.annotations = question.map(|question| [question].into());
     if let Some(spec) = &job.spec {
-        job.spec = Some(JobSpec { suspend: spec.suspend, backoff_limit: spec.backoff_limit, ..JobSpec::default() });
+        job.spec = Some(JobSpec { suspend: spec.suspend, ..JobSpec::default() });
     }
 }
 
-fn prune_pod(pod: &mut Pod) {
+pub(crate) fn prune_pod(pod: &mut Pod) {
     prune_meta(&mut pod.metadata);
     pod.metadata.owner_references = None;
     if let Some(spec) = pod.spec.take() {
@@ -176,22 +214,31 @@ fn prune_pod(pod: &mut Pod) {
         pod.status = Some(PodStatus {
             phase: status.phase,
             reason: status.reason,
+            message: status.message,
             pod_ip: status.pod_ip,
-            conditions: status
-                .conditions
-                .map(|all| all.into_iter().filter(|condition| condition.type_ == "PodScheduled").collect()),
+            conditions: status.conditions.map(|all| {
+                all.into_iter()
+                    .filter(|condition| matches!(condition.type_.as_str(), "PodScheduled" | "DisruptionTarget"))
+                    .collect()
+            }),
             container_statuses: status.container_statuses,
             ..PodStatus::default()
         });
     }
 }
 
-fn prune_node(node: &mut PartialObjectMeta<Node>) {
+fn prune_node(node: &mut Node) {
     let meta = &mut node.metadata;
     prune_meta(meta);
     meta.owner_references = None;
     if let Some(labels) = &mut meta.labels {
         labels.retain(|key, _| key == LABEL_DEVICE_CLASS);
+    }
+    node.status = None;
+    let taints = node.spec.take().and_then(|spec| spec.taints).unwrap_or_default();
+    let taints: Vec<Taint> = taints.into_iter().filter(|taint| taint.key == TAINT_UNREACHABLE).collect();
+    if !taints.is_empty() {
+        node.spec = Some(NodeSpec { taints: Some(taints), ..NodeSpec::default() });
     }
 }
 
@@ -217,7 +264,7 @@ mod tests {
     #[tokio::test]
     async fn all_who_wait_are_told_that_the_caches_are_filled() {
         let client = Client::new(tower::service_fn(empty_cluster), "team");
-        let (caches, controller) = watch(&client, None, Arc::new(Notify::new()));
+        let (caches, controller) = watch(&client, None, Arc::new(Notify::new()), Arc::new(Notify::new()));
         let waiting: Vec<_> = (0..3)
             .map(|_| {
                 let caches = caches.clone();

@@ -49,6 +49,8 @@ pub enum Hurdle {
     Image,
     /// No node is of its class.
     Node,
+    /// Nothing predicts it, and the job's coldStart asks for a prediction.
+    Prediction,
     /// The model is not there (nothing can be said of its engines).
     Model,
 }
@@ -96,7 +98,7 @@ fn of_model(
             });
             return;
         }
-        ModelOption::Known { name, accuracy, artifacts } => (name, accuracy, artifacts),
+        ModelOption::Known { name, accuracy, artifacts, .. } => (name, accuracy, artifacts),
     };
     let mut reject = |engine, provider, hurdle, reason: String| {
         rejected.push(Rejected { model: name.clone(), engine, provider, hurdle, reason });

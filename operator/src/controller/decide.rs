@@ -1,35 +1,44 @@
 //! Third verb: what is to be done, over a snapshot. Pure: the same snapshot gives the same decision.
 //!
 //! A plan is written to the status before anything acts on it, and is frozen once the job has been started. So an
-//! operator that dies between the two, or a second one, never starts the same job on another configuration.
+//! operator that dies between the two, or a second one, never starts the same job on another configuration. What the
+//! attempts at the plan came to, and whether there is another, is reviewed in `attempts`.
 //!
-//! Fitted energy models enter in [`choose`]: with a `joulecast_planner::cost::Cost` for each runnable candidate, the
-//! cheapest by the objective stands first instead of the first in the order of preference.
+//! Candidates that are predicted are planned by a pod where the data is ([`plan_step`]); without any prediction the first
+//! in the order of preference is chosen ([`choose`]), and the status says so.
 
 use crate::config::{Config, PullPolicy};
+use crate::controller::attempts::{self, Review, UnitState, Verdict};
+use crate::controller::basis;
 use crate::controller::candidates::{Hurdle, Rejected, Runnable, candidates};
-use crate::controller::facts::ChildFacts;
+use crate::controller::facts::{ChildFacts, Place};
 use crate::controller::observe::Snapshot;
+use crate::controller::plan_step::{self, Ask, Step};
 use crate::controller::validate::{Invalid, ModelOption, ValidJob};
 use joulecast_crds::inference_job::{
     ChosenConfiguration, InferenceJobStatus, LeftOutCandidate, Plan, ReasonCount, conditions,
 };
 use joulecast_crds::inference_model::ClaimPath;
+use joulecast_crds::learning::Forecast;
+use joulecast_crds::planned::SolvedPlan;
+use joulecast_crds::run_spec::Task;
 use k8s_openapi::jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
 /// Most candidates that the status lists one by one; the rest is counted by reason.
 const LISTED: usize = 16;
-/// Index of the only configuration of a plan.
-const CONFIGURATION: u32 = 0;
 
 /// What is to be done.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Decision {
     /// The placement.
     pub planning: Planning,
-    /// What to do about the child Job.
-    pub child: ChildAction,
+    /// The question that a plan pod is to answer.
+    pub ask: Option<Box<Ask>>,
+    /// What the attempts at it came to; absent for a job that is finished, invalid or not planned.
+    pub review: Option<Review>,
+    /// What to do about the child Jobs.
+    pub children: Vec<ChildAction>,
     /// Pods whose reports are counted and stored, to be released: (name, UID).
     pub release: Vec<(String, String)>,
     /// When the job's time to live ends, if it is finished and has one.
@@ -48,25 +57,30 @@ pub enum Planning {
         /// The most useful of the reasons.
         reason: String,
     },
+    /// A plan pod is asked, or will be: what it is at.
+    Asking(String),
+    /// No plan keeps what the job asks for, or none could be made.
+    Refused {
+        /// One word.
+        reason: String,
+        /// Sentence.
+        message: String,
+    },
     /// The job has to be changed first.
     Invalid(Invalid),
 }
 
-/// What to do about the child Job.
+/// What to do about a child Job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ChildAction {
-    /// Nothing.
-    Keep,
     /// Create it.
     Launch(Launch),
-    /// Bring its mutable fields up to date.
-    Adjust {
+    /// Let it start pods, or stop those that it has.
+    Suspend {
         /// Its name.
         name: String,
         /// `spec.suspend`.
         suspend: bool,
-        /// `spec.backoffLimit`.
-        backoff_limit: i32,
     },
     /// It should be created but cannot be now; why, as a sentence, after its word for a condition.
     Blocked {
@@ -77,16 +91,27 @@ pub enum ChildAction {
     },
 }
 
+impl ChildAction {
+    /// Word and sentence, if it is blocked.
+    #[must_use]
+    pub fn blocked(&self) -> Option<(&'static str, &str)> {
+        match self {
+            Self::Blocked { reason, message } => Some((reason, message)),
+            Self::Launch(_) | Self::Suspend { .. } => None,
+        }
+    }
+}
+
 /// A child Job to be created.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Launch {
     /// Its name.
     pub name: String,
-    /// Epoch of the plan.
-    pub epoch: u32,
-    /// Index of the configuration in the plan.
-    pub configuration: u32,
-    /// The configuration.
+    /// Which attempt at which configuration it is.
+    pub place: Place,
+    /// What its pods do.
+    pub task: Task,
+    /// The configuration; for the merge the first one, whose image it uses.
     pub chosen: ChosenConfiguration,
     /// Where its artifact lies.
     pub artifact: ClaimPath,
@@ -94,20 +119,31 @@ pub struct Launch {
     pub image: String,
     /// When the kubelet pulls it.
     pub pull_policy: PullPolicy,
+    /// SHA-256 and length of the assignment of lines to configurations, where there are several.
+    pub assignment: Option<(String, u64)>,
+    /// The energy model that it was placed by, as it is now.
+    pub forecast: Option<Box<Forecast>>,
 }
 
 /// Decides.
 #[must_use]
 pub fn decide(snapshot: &Snapshot, job: Result<&ValidJob, &Invalid>, config: &Config) -> Decision {
     let status = snapshot.status();
-    let planning = match job {
-        Err(invalid) => Planning::Invalid(invalid.clone()),
+    let (planning, ask) = match job {
+        Err(invalid) => (Planning::Invalid(invalid.clone()), None),
         Ok(job) => plan(snapshot, job, config),
     };
-    let child = match (job, &planning) {
-        (Ok(job), Planning::Found(plan)) if !is_finished(status) => child_action(snapshot, job, plan, config),
-        _ => ChildAction::Keep,
-    };
+    let finished = is_finished(status);
+    let (mut review, mut children) = (None, Vec::new());
+    if let (Ok(job), Planning::Found(plan), false) = (job, &planning, finished) {
+        let reviewed = attempts::review(snapshot, job, plan, &config.retries);
+        children = child_actions(snapshot, job, plan, &reviewed, config);
+        review = Some(reviewed);
+    }
+    if review.is_some() || finished {
+        let stop = |child: &ChildFacts| ChildAction::Suspend { name: child.name.clone(), suspend: true };
+        children.extend(attempts::superseded(snapshot, review.as_ref()).into_iter().map(stop));
+    }
     let release = snapshot
         .pods
         .iter()
@@ -118,7 +154,7 @@ pub fn decide(snapshot: &Snapshot, job: Result<&ValidJob, &Invalid>, config: &Co
         // Beyond the calendar means never.
         completed.0.checked_add(ttl).ok().filter(|_| is_finished(status))
     });
-    Decision { planning, child, release, expires }
+    Decision { planning, ask, review, children, release, expires }
 }
 
 /// Whether a job is Complete or Failed, which it stays for ever.
@@ -136,15 +172,48 @@ pub fn is_frozen(status: &InferenceJobStatus, child: Option<&ChildFacts>) -> boo
     planned && (status.start_time.is_some() || child.is_some_and(|child| child.ours) || is_finished(status))
 }
 
-fn plan(snapshot: &Snapshot, job: &ValidJob, config: &Config) -> Planning {
+fn plan(snapshot: &Snapshot, job: &ValidJob, config: &Config) -> (Planning, Option<Box<Ask>>) {
     let status = snapshot.status();
     if let Some(plan) = &status.plan
-        && is_frozen(status, snapshot.child.as_ref())
+        && is_frozen(status, snapshot.children.iter().find(|child| child.ours))
     {
-        return Planning::Found(plan.clone());
+        return (Planning::Found(plan.clone()), None);
     }
-    let (runnable, rejected) = candidates(job, &config.runtimes, &snapshot.classes);
-    choose(&runnable, rejected)
+    let all = candidates(job, &config.runtimes, &snapshot.classes);
+    let (runnable, rejected) = basis::admit(all, job, &snapshot.energy_models, config);
+    let (modelled, unmodelled) = plan_step::modelled(&runnable, job, snapshot, config);
+    if modelled.is_empty() {
+        if let Some(limit) = job.needs_predictions().filter(|_| !runnable.is_empty()) {
+            return (unpredictable(limit, &unmodelled), None);
+        }
+        let mut planning = choose(&runnable, rejected);
+        if let Planning::Found(plan) | Planning::NoCandidate { plan, .. } = &mut planning {
+            basis::tell(plan, &runnable, job, &snapshot.energy_models, config);
+        }
+        return (planning, None);
+    }
+    let without = unmodelled.into_iter().chain(left_out(rejected)).collect();
+    match plan_step::step(snapshot, job, &modelled, without, config) {
+        Step::Ask(ask) => {
+            let told = format!("a plan pod is asked about {} candidates", ask.question.spec.candidates.len());
+            (Planning::Asking(told), Some(ask))
+        }
+        Step::Wait(what) => (Planning::Asking(what), None),
+        Step::Planned(mut plan) => {
+            list(&mut plan);
+            (Planning::Found(plan), None)
+        }
+        Step::Refused(reason, message) => (Planning::Refused { reason, message }, None),
+    }
+}
+
+/// A limit that only predictions can keep, on a job that nothing predicts.
+fn unpredictable(limit: &str, unmodelled: &[LeftOutCandidate]) -> Planning {
+    let why = unmodelled.first().map_or("", |one| one.reason.as_str());
+    Planning::Refused {
+        reason: "NoPrediction".into(),
+        message: format!("constraints.{limit} asks for predictions, and there are none: {why}"),
+    }
 }
 
 /// The first of the candidates that can run; all others with their reasons.
@@ -159,6 +228,10 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
         engine: first.engine,
         provider: first.provider,
         device_class: first.device_class,
+        batch: None,
+        planned: None,
+        prediction: None,
+        energy_model: None,
         reason: match runnable.len() {
             1 => "the only candidate that can run; no fitted energy model was at hand".to_owned(),
             n => format!(
@@ -171,28 +244,24 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
         engine: Some(other.engine),
         provider: Some(other.provider),
         device_class: Some(other.device_class),
+        batch: None,
+        prediction: None,
+        energy_model: None,
         reason: format!(
             "could run ({} artifact), but another stands before it and no fitted energy model was at hand",
             other.format
         ),
     });
-    let without = rejected.iter().map(|one| LeftOutCandidate {
-        model: one.model.clone(),
-        engine: one.engine,
-        provider: one.provider,
-        device_class: one.provider.map(joulecast_crds::Provider::device_class),
-        reason: clipped(&one.reason, 512),
-    });
-    let mut left_out: Vec<LeftOutCandidate> = others.chain(without).collect();
-    let further = left_out.split_off(left_out.len().min(LISTED));
-    let plan = Plan {
+    let mut plan = Plan {
         epoch: 1,
         chosen: chosen.into_iter().collect(),
-        left_out,
-        further_left_out: counted(&further),
+        left_out: others.chain(left_out(rejected.clone())).collect(),
+        further_left_out: vec![],
         basis: "Unmodelled".into(),
         predicted_summary: Some("unmodelled".into()),
+        solved: None,
     };
+    list(&mut plan);
     if plan.chosen.is_empty() {
         // A missing model counts as having come furthest; the reason of a rejected one names its candidate.
         let reason = rejected.first().map_or_else(
@@ -209,6 +278,25 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
         return Planning::NoCandidate { plan, reason };
     }
     Planning::Found(plan)
+}
+
+fn left_out(rejected: Vec<Rejected>) -> impl Iterator<Item = LeftOutCandidate> {
+    rejected.into_iter().map(|one| LeftOutCandidate {
+        model: one.model,
+        engine: one.engine,
+        provider: one.provider,
+        device_class: one.provider.map(joulecast_crds::Provider::device_class),
+        batch: None,
+        prediction: None,
+        energy_model: None,
+        reason: clipped(&one.reason, 512),
+    })
+}
+
+/// Keeps the first candidates that were left out one by one, and counts the rest by reason.
+fn list(plan: &mut Plan) {
+    let further = plan.left_out.split_off(plan.left_out.len().min(LISTED));
+    plan.further_left_out = counted(&further);
 }
 
 fn counted(left_out: &[LeftOutCandidate]) -> Vec<ReasonCount> {
@@ -230,38 +318,43 @@ fn clipped(text: &str, chars: usize) -> String {
     text.chars().take(chars).collect()
 }
 
-fn child_action(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, config: &Config) -> ChildAction {
-    let status = snapshot.status();
-    match &snapshot.child {
-        Some(child) if !child.ours => ChildAction::Blocked {
-            reason: "NameTaken",
-            message: format!("Job {} belongs to another object: it has to be deleted first", child.name),
-        },
-        Some(child) if child.deleting => ChildAction::Blocked {
-            reason: "Deleting",
-            message: format!("Job {} is being deleted; it will be created again", child.name),
-        },
-        Some(child) if child.finished() => ChildAction::Keep,
-        Some(child) if child.suspend != job.suspend || child.backoff_limit != job.backoff_limit => {
-            ChildAction::Adjust { name: child.name.clone(), suspend: job.suspend, backoff_limit: job.backoff_limit }
+fn child_actions(
+    snapshot: &Snapshot,
+    job: &ValidJob,
+    plan: &Plan,
+    review: &Review,
+    config: &Config,
+) -> Vec<ChildAction> {
+    let stored = snapshot.status().plan.as_ref();
+    // Nothing acts on a plan that is not stored yet.
+    let is_stored = stored.is_some_and(|stored| stored.epoch == plan.epoch && stored.chosen == plan.chosen);
+    let mut actions = Vec::new();
+    for unit in &review.units {
+        match &unit.state {
+            _ if review.verdict != Verdict::Open => {}
+            UnitState::Working(child) if child.finished() || child.suspend == job.suspend => {}
+            UnitState::Working(child) => {
+                actions.push(ChildAction::Suspend { name: child.name.clone(), suspend: job.suspend });
+            }
+            UnitState::Due if !job.suspend && is_stored => {
+                actions.push(launch(snapshot, job, plan, unit.place, config))
+            }
+            UnitState::Blocked(reason, message) => {
+                actions.push(ChildAction::Blocked { reason, message: message.clone() });
+            }
+            UnitState::Due | UnitState::Done | UnitState::Ended | UnitState::WaitsUntil(..) => {}
         }
-        Some(_) => ChildAction::Keep,
-        None if job.suspend => ChildAction::Keep,
-        // Nothing acts on a plan that is not stored yet.
-        None if status
-            .plan
-            .as_ref()
-            .is_none_or(|stored| stored.epoch != plan.epoch || stored.chosen != plan.chosen) =>
-        {
-            ChildAction::Keep
-        }
-        None => launch(job, plan, config),
     }
+    actions
 }
 
-fn launch(job: &ValidJob, plan: &Plan, config: &Config) -> ChildAction {
+fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, place: Place, config: &Config) -> ChildAction {
     let blocked = |reason, message| ChildAction::Blocked { reason, message };
-    let Some(chosen) = plan.chosen.first() else { return ChildAction::Keep };
+    let task = if place.configuration as usize == plan.chosen.len() { Task::Merge } else { Task::Run };
+    let index = if task == Task::Merge { 0 } else { place.configuration as usize };
+    let Some(chosen) = plan.chosen.get(index) else {
+        return blocked("PlanIncomplete", format!("the plan has no configuration {index}"));
+    };
     let artifact = job.models.iter().find_map(|model| match model {
         ModelOption::Known { name, artifacts, .. } if *name == chosen.model => usize::try_from(chosen.artifact_index)
             .ok()
@@ -283,36 +376,42 @@ fn launch(job: &ValidJob, plan: &Plan, config: &Config) -> ChildAction {
         );
         return blocked("ImageMissing", message);
     };
-    let epoch = u32::try_from(plan.epoch).unwrap_or(0);
     ChildAction::Launch(Launch {
-        name: child_name(&job.name, epoch, CONFIGURATION),
-        epoch,
-        configuration: CONFIGURATION,
+        name: child_name(&job.name, place),
+        place,
+        task,
         chosen: chosen.clone(),
         artifact: artifact.claim.clone(),
         image: runtime.image.clone(),
         pull_policy: runtime.pull_policy,
+        assignment: plan.solved.as_ref().and_then(assignment),
+        forecast: basis::forecast(chosen, job, &snapshot.energy_models, config).map(Box::new),
     })
 }
 
-/// Name of the child Job that the plan in a status stands for, or would get.
-#[must_use]
-pub fn expected_child(job_name: &str, status: &InferenceJobStatus) -> String {
-    let epoch = status.plan.as_ref().map_or(1, |plan| u32::try_from(plan.epoch).unwrap_or(0));
-    child_name(job_name, epoch, CONFIGURATION)
+/// Checksum and length of a plan's assignment: a byte for every line that is not blank.
+fn assignment(solved: &SolvedPlan) -> Option<(String, u64)> {
+    let lines = u64::try_from(solved.requests.saturating_add(solved.malformed)).ok()?;
+    Some((solved.assignment_sha256.clone()?, lines))
 }
 
-/// `JOB-EPOCH-CONFIGURATION`, at most 63 characters (the limit of a Job): a longer job name is cut and told apart by
-/// eight hexadecimal digits of its SHA-256.
+/// `JOB-EPOCH-CONFIGURATION-ATTEMPT`, fitted as [`fitted`] does.
 #[must_use]
-pub fn child_name(job: &str, epoch: u32, configuration: u32) -> String {
-    let plain = format!("{job}-{epoch}-{configuration}");
-    if plain.len() <= 63 {
-        return plain;
+pub fn child_name(job: &str, place: Place) -> String {
+    let Place { epoch, configuration, attempt } = place;
+    fitted(job, &format!("-{epoch}-{configuration}-{attempt}"))
+}
+
+/// A job's name with a tail, at most 63 characters (the limit of a Job): a longer name is cut and told apart by eight
+/// hexadecimal digits of its SHA-256.
+#[must_use]
+pub fn fitted(job: &str, tail: &str) -> String {
+    if job.len() + tail.len() <= 63 {
+        return format!("{job}{tail}");
     }
     let digest = Sha256::digest(job.as_bytes());
     let mark: String = digest.iter().take(4).map(|byte| format!("{byte:02x}")).collect();
-    let tail = format!("-{mark}-{epoch}-{configuration}");
+    let tail = format!("-{mark}{tail}");
     let head: String = job.chars().take(63 - tail.len()).collect();
     format!("{}{tail}", head.trim_end_matches(['-', '.']))
 }
@@ -337,18 +436,18 @@ mod tests {
         let Planning::Found(plan) = &decision.planning else { panic!("{decision:?}") };
         assert_eq!((plan.basis.as_str(), plan.chosen[0].engine), ("Unmodelled", EngineName::Candle));
         assert!(plan.chosen[0].reason.contains("no fitted energy model"));
-        assert_eq!(decision.child, ChildAction::Keep);
+        assert_eq!(decision.children, []);
 
         let decision = decided(&SnapshotBuilder::new().planned().build());
-        let ChildAction::Launch(launch) = decision.child else { panic!("{decision:?}") };
-        assert_eq!((launch.name.as_str(), launch.image.as_str()), ("hello-1-0", "runtime:1"));
+        let [ChildAction::Launch(launch)] = &decision.children[..] else { panic!("{decision:?}") };
+        assert_eq!((launch.name.as_str(), launch.image.as_str()), ("hello-1-0-1", "runtime:1"));
     }
 
     #[test]
     fn a_stored_plan_that_no_longer_holds_is_replaced_not_started() {
         let decision = decided(&SnapshotBuilder::new().planned().classes(&[]).build());
         assert!(matches!(decision.planning, Planning::NoCandidate { .. }));
-        assert_eq!(decision.child, ChildAction::Keep);
+        assert_eq!(decision.children, []);
     }
 
     #[test]
@@ -356,32 +455,81 @@ mod tests {
         let snapshot = SnapshotBuilder::new().started().classes(&[]).without_models().build();
         let decision = decided(&snapshot);
         assert_eq!(decision.planning, Planning::Found(snapshot.status().plan.clone().unwrap()));
-        let ChildAction::Blocked { reason, message } = decision.child else { panic!("{decision:?}") };
-        assert_eq!(reason, "ModelChanged");
+        let [ChildAction::Blocked { reason, message }] = &decision.children[..] else { panic!("{decision:?}") };
+        assert_eq!(*reason, "ModelChanged");
         assert!(message.contains("InferenceModel demo"));
     }
 
     #[test]
     fn what_to_do_about_the_child() {
         let child =
-            |change: fn(&mut ChildFacts)| decided(&SnapshotBuilder::new().started().child(change).build()).child;
-        assert_eq!(child(|_| ()), ChildAction::Keep);
-        assert!(matches!(child(|c| c.ours = false), ChildAction::Blocked { reason: "NameTaken", .. }));
-        assert!(matches!(child(|c| c.deleting = true), ChildAction::Blocked { reason: "Deleting", .. }));
-        assert!(matches!(child(|c| c.suspend = true), ChildAction::Adjust { suspend: false, .. }));
-        assert!(matches!(child(|c| c.backoff_limit = 9), ChildAction::Adjust { backoff_limit: 3, .. }));
+            |change: fn(&mut ChildFacts)| decided(&SnapshotBuilder::new().started().child(change).build()).children;
+        assert_eq!(child(|_| ()), []);
+        assert!(matches!(child(|c| c.ours = false)[..], [ChildAction::Blocked { reason: "NameTaken", .. }]));
+        assert!(matches!(child(|c| c.deleting = true)[..], [ChildAction::Blocked { reason: "Deleting", .. }]));
+        assert!(matches!(child(|c| c.suspend = true)[..], [ChildAction::Suspend { suspend: false, .. }]));
         assert_eq!(
             child(|c| {
                 c.suspend = true;
                 c.complete = true;
             }),
-            ChildAction::Keep
+            []
         );
         // A Job that somebody deleted is created again.
-        assert!(matches!(decided(&SnapshotBuilder::new().started().build()).child, ChildAction::Launch(_)));
+        assert!(matches!(decided(&SnapshotBuilder::new().started().build()).children[..], [ChildAction::Launch(_)]));
         // Not while the job is suspended, and never once it is finished.
-        assert_eq!(decided(&SnapshotBuilder::new().planned().suspended().build()).child, ChildAction::Keep);
-        assert_eq!(decided(&SnapshotBuilder::new().started().finished().build()).child, ChildAction::Keep);
+        assert_eq!(decided(&SnapshotBuilder::new().planned().suspended().build()).children, []);
+        assert_eq!(decided(&SnapshotBuilder::new().started().finished().build()).children, []);
+    }
+
+    #[test]
+    fn each_configuration_of_a_plan_has_a_child_of_its_own_and_all_must_succeed() {
+        let two = || {
+            SnapshotBuilder::new().planned().status(|status| {
+                let plan = status.plan.as_mut().unwrap();
+                plan.chosen.push(plan.chosen[0].clone());
+            })
+        };
+        let names = |decision: &Decision| -> Vec<String> {
+            let name = |action: &ChildAction| match action {
+                ChildAction::Launch(launch) => launch.name.clone(),
+                other => panic!("{other:?}"),
+            };
+            decision.children.iter().map(name).collect()
+        };
+        // The plan is frozen by its start, so it is not chosen anew here.
+        let started = |builder: SnapshotBuilder| {
+            builder.status(|status| {
+                status.start_time = status
+                    .start_time
+                    .clone()
+                    .or(Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(samples::now())))
+            })
+        };
+        let decision = decided(&started(two()).build());
+        assert_eq!(names(&decision), ["hello-1-0-1", "hello-1-1-1"]);
+        let decision = decided(&started(two()).child(|c| c.complete = true).build());
+        assert_eq!(names(&decision), ["hello-1-1-1"]);
+        assert_eq!(decision.review.unwrap().verdict, Verdict::Open);
+        let succeeded = |configuration: i32| -> joulecast_crds::inference_job::Attempt {
+            serde_json::from_value(serde_json::json!({"epoch": 1, "configuration": configuration, "attempt": 1,
+                "outcome": "Succeeded", "endTime": "2027-01-15T08:00:00Z"}))
+            .unwrap()
+        };
+        let both = started(two()).status(|status| status.attempts = vec![succeeded(0), succeeded(1)]);
+        let decision = decided(&both.build());
+        let [ChildAction::Launch(merge)] = &decision.children[..] else { panic!("{decision:?}") };
+        assert_eq!((merge.task, merge.name.as_str()), (Task::Merge, "hello-1-2-1"), "their results are put together");
+        let merged = started(two()).status(|status| status.attempts = vec![succeeded(0), succeeded(1), succeeded(2)]);
+        assert_eq!(decided(&merged.build()).review.unwrap().verdict, Verdict::Done);
+    }
+
+    #[test]
+    fn one_configuration_in_several_pods_is_merged_too() {
+        let snapshot =
+            SnapshotBuilder::new().spec(|spec| spec.parallelism = 3).started().child(|c| c.complete = true).build();
+        let review = decided(&snapshot).review.unwrap();
+        assert_eq!((review.ended.len(), review.verdict), (1, Verdict::Open));
     }
 
     #[test]
@@ -402,12 +550,12 @@ mod tests {
 
     #[test]
     fn a_pod_is_released_only_after_its_report_is_stored() {
-        let pod = samples::ended_pod("hello-1-0-x", 0, "");
+        let pod = samples::ended_pod("hello-1-0-1-x", 0, "");
         let before = decided(&SnapshotBuilder::new().started().pod(&pod).build());
         assert!(before.release.is_empty());
         let uid = pod.metadata.uid.clone().unwrap();
         let after = decided(&SnapshotBuilder::new().started().pod(&pod).reported(&uid).build());
-        assert_eq!(after.release, [("hello-1-0-x".to_owned(), uid)]);
+        assert_eq!(after.release, [("hello-1-0-1-x".to_owned(), uid)]);
     }
 
     #[test]
@@ -455,13 +603,14 @@ mod tests {
     proptest! {
         #[test]
         fn child_names_fit_and_tell_jobs_apart(a in "[a-z]([-a-z0-9.]{0,61}[a-z0-9])?", b in "[a-z]([-a-z0-9.]{0,61}[a-z0-9])?", epoch in 0u32.., index in 0u32..16) {
-            let name = child_name(&a, epoch, index);
+            let place = |epoch| Place { epoch, configuration: index, attempt: 1 + index };
+            let name = child_name(&a, place(epoch));
             prop_assert!(name.len() <= 63 && name.starts_with(|c: char| c.is_ascii_lowercase()), "{name}");
             prop_assert!(!name.contains("..") || a.contains(".."));
             if a != b {
-                prop_assert_ne!(&name, &child_name(&b, epoch, index));
+                prop_assert_ne!(&name, &child_name(&b, place(epoch)));
             }
-            prop_assert_ne!(&name, &child_name(&a, epoch ^ 1, index));
+            prop_assert_ne!(&name, &child_name(&a, place(epoch ^ 1)));
         }
     }
 }

@@ -1,15 +1,53 @@
 //! What pods and child Jobs say, read once from their API objects. Pure.
 
+use crate::controller::ending::{self, Cause};
 use joulecast_crds::names::{self, CONTAINER, FINALIZER_REPORT};
 use joulecast_crds::report::Report;
 use joulecast_crds::run_spec::VERSION;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use std::collections::BTreeMap;
+
+/// Which attempt at which configuration an object belongs to, by its labels.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Epoch of the plan.
+    pub epoch: u32,
+    /// Index of the configuration in the plan; the merge of several parts is one past the last.
+    pub configuration: u32,
+    /// Number of the attempt, from 1; objects of releases that did not number them are first attempts.
+    pub attempt: u32,
+}
+
+impl Place {
+    fn of(labels: Option<&BTreeMap<String, String>>) -> Self {
+        let number = |key: &str, absent| {
+            labels.and_then(|labels| labels.get(key)).and_then(|text| text.parse().ok()).unwrap_or(absent)
+        };
+        Self {
+            epoch: number(names::LABEL_EPOCH, 1),
+            configuration: number(names::LABEL_CONFIGURATION, 0),
+            attempt: number(names::LABEL_ATTEMPT, 1),
+        }
+    }
+}
+
+/// Whether an object is one of an attempt (a run or the merge), and not of the planning of a job.
+#[must_use]
+pub fn is_attempt(meta: &ObjectMeta) -> bool {
+    let task = meta.labels.as_ref().and_then(|labels| labels.get(names::LABEL_TASK));
+    task.is_none_or(|task| task == "run" || task == "merge")
+}
 
 /// A pod of a run.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PodFacts {
+    /// The attempt that it belongs to.
+    pub place: Place,
+    /// Its block of lines: the index that an indexed Job gave it.
+    pub shard: u32,
     /// Name.
     pub name: String,
     /// UID.
@@ -35,6 +73,8 @@ pub enum PodStage {
     Pending {
         /// What the scheduler or the kubelet says.
         waiting: Option<String>,
+        /// The kubelet's word for it.
+        reason: Option<String>,
     },
     /// Its container runs.
     Running,
@@ -49,8 +89,8 @@ pub struct PodEnd {
     pub started: bool,
     /// Whether it reported success.
     pub succeeded: bool,
-    /// Whether it stopped because it was asked to.
-    pub stopped: bool,
+    /// Why, and who was at fault.
+    pub cause: Cause,
     /// Its report, or why there is none.
     pub report: Result<Box<Report>, String>,
     /// Exit code and the kubelet's word for people, for example "OOMKilled, exit code 137".
@@ -63,6 +103,12 @@ impl PodFacts {
     pub fn of(pod: &Pod, now: Timestamp) -> Self {
         let meta = &pod.metadata;
         Self {
+            place: Place::of(meta.labels.as_ref()),
+            shard: meta
+                .labels
+                .as_ref()
+                .and_then(|labels| labels.get("batch.kubernetes.io/job-completion-index")?.parse().ok())
+                .unwrap_or(0),
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
             created: meta.creation_timestamp.as_ref().map(|time| time.0),
@@ -136,7 +182,8 @@ fn stage(pod: &Pod, now: Timestamp) -> PodStage {
             None => reason,
         })
     });
-    PodStage::Pending { waiting: scheduling.or(container) }
+    let reason = state.and_then(|state| state.waiting.as_ref()).and_then(|waiting| waiting.reason.clone());
+    PodStage::Pending { waiting: scheduling.or(container), reason }
 }
 
 fn end(pod: &Pod, state: Option<&ContainerState>) -> PodEnd {
@@ -149,7 +196,7 @@ fn end(pod: &Pod, state: Option<&ContainerState>) -> PodEnd {
         return PodEnd {
             started,
             succeeded,
-            stopped: false,
+            cause: ending::cause(pod, None, None),
             report: Err("the container left no state".into()),
             summary: why,
         };
@@ -158,11 +205,13 @@ fn end(pod: &Pod, state: Option<&ContainerState>) -> PodEnd {
     // A container that was killed before it started has no start time, or the epoch.
     let started = terminated.started_at.as_ref().is_some_and(|time| time.0.as_second() > 0);
     let reason = terminated.reason.as_deref().filter(|reason| !matches!(*reason, "Error" | "Completed"));
+    let report = read_report(terminated.message.as_deref().unwrap_or_default(), uid.map(String::as_str));
+    let failure = report.as_deref().ok().and_then(|report| report.failure.as_ref());
     PodEnd {
         started,
         succeeded,
-        stopped: terminated.exit_code == i32::from(names::exit::STOPPED),
-        report: read_report(terminated.message.as_deref().unwrap_or_default(), uid.map(String::as_str)),
+        cause: ending::cause(pod, Some(terminated), failure),
+        report,
         summary: format!(
             "{}exit code {}",
             reason.map(|reason| format!("{reason}, ")).unwrap_or_default(),
@@ -186,9 +235,11 @@ fn read_report(message: &str, job_uid: Option<&str>) -> Result<Box<Report>, Stri
     }
 }
 
-/// The batch/v1 Job of a configuration.
+/// The batch/v1 Job of an attempt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ChildFacts {
+    /// The attempt that it is.
+    pub place: Place,
     /// Name.
     pub name: String,
     /// Whether it belongs to this job; one of the same name may belong to somebody else, or to a deleted job.
@@ -197,8 +248,6 @@ pub struct ChildFacts {
     pub deleting: bool,
     /// `spec.suspend`.
     pub suspend: bool,
-    /// `spec.backoffLimit`.
-    pub backoff_limit: i32,
     /// Whether all its pods are done.
     pub complete: bool,
     /// Reason and message of its failure.
@@ -217,11 +266,11 @@ impl ChildFacts {
                 .find(|condition| condition.type_ == kind && condition.status == "True")
         };
         Self {
+            place: Place::of(meta.labels.as_ref()),
             name: meta.name.clone().unwrap_or_default(),
             ours: meta.owner_references.iter().flatten().any(|owner| owner.uid == job_uid),
             deleting: meta.deletion_timestamp.is_some(),
             suspend: job.spec.as_ref().and_then(|spec| spec.suspend).unwrap_or(false),
-            backoff_limit: job.spec.as_ref().and_then(|spec| spec.backoff_limit).unwrap_or(6),
             complete: condition("Complete").is_some(),
             failed: condition("Failed").map(|condition| {
                 (condition.reason.clone().unwrap_or_default(), condition.message.clone().unwrap_or_default())
@@ -280,13 +329,14 @@ mod tests {
         };
         let scheduling = pending(json!({"phase": "Pending", "conditions": [
             {"type": "PodScheduled", "status": "False", "message": "persistentvolumeclaim \"x\" not found"}]}));
-        let PodStage::Pending { waiting: Some(message) } = scheduling else { panic!("{scheduling:?}") };
+        let PodStage::Pending { waiting: Some(message), .. } = scheduling else { panic!("{scheduling:?}") };
         assert!(message.contains("persistentvolumeclaim"));
         let image = pending(
             json!({"phase": "Pending", "containerStatuses": [{"name": "runtime", "image": "", "imageID": "",
             "ready": false, "restartCount": 0, "state": {"waiting": {"reason": "ErrImagePull", "message": "not there"}}}]}),
         );
-        assert_eq!(image, PodStage::Pending { waiting: Some("ErrImagePull: not there".into()) });
+        let reason = Some("ErrImagePull".into());
+        assert_eq!(image, PodStage::Pending { waiting: Some("ErrImagePull: not there".into()), reason });
     }
 
     #[test]

@@ -2,15 +2,17 @@
 //! one snapshot over which everything else decides.
 
 use crate::controller::Context;
-use crate::controller::decide::expected_child;
-use crate::controller::facts::{ChildFacts, PodFacts, PodStage};
-use joulecast_crds::names::{LABEL_DEVICE_CLASS, LABEL_JOB_UID};
+use crate::controller::caches::Caches;
+use crate::controller::facts::{ChildFacts, Place, PodFacts, PodStage, is_attempt};
+use crate::controller::plan_step::facts::{PlanFacts, is_plan};
+use crate::controller::plan_step::history::{Past, past};
+use joulecast_crds::names::{LABEL_DEVICE_CLASS, LABEL_JOB, LABEL_JOB_UID};
 use joulecast_crds::report::RunProgress;
 use joulecast_crds::run_spec::RunIdentity;
-use joulecast_crds::{DeviceClass, InferenceJob, InferenceJobStatus, InferenceModel};
+use joulecast_crds::{DeviceClass, EnergyModel, InferenceJob, InferenceJobStatus, InferenceModel};
 use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
-use kube::core::PartialObjectMeta;
 use kube::runtime::reflector::ObjectRef;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, LazyLock};
@@ -24,14 +26,22 @@ pub struct Snapshot {
     pub job: Arc<InferenceJob>,
     /// The InferenceModels that it names and that exist, by name.
     pub models: BTreeMap<String, Arc<InferenceModel>>,
+    /// All EnergyModels, in the order of their names.
+    pub energy_models: Vec<Arc<EnergyModel>>,
     /// The classes of which there is a node.
     pub classes: BTreeSet<DeviceClass>,
-    /// The Job that bears the name of its child, whoever owns it.
-    pub child: Option<ChildFacts>,
+    /// Since when which nodes cannot be reached.
+    pub unreachable: BTreeMap<String, Timestamp>,
+    /// The Jobs of its attempts, and those of a job of the same name that is gone, the oldest attempts first.
+    pub children: Vec<ChildFacts>,
     /// Its pods, the oldest first.
     pub pods: Vec<PodFacts>,
-    /// Progress of the run that is at work, if it could be read.
-    pub progress: Option<RunProgress>,
+    /// What its plan pods were asked and say.
+    pub plans: Vec<PlanFacts>,
+    /// What finished jobs of its namespace say of output lengths; empty where nothing is to be planned.
+    pub history: Vec<Past>,
+    /// Progress of the runs that are at work, as far as it could be read, by the UID of their pods.
+    pub progress: BTreeMap<String, RunProgress>,
 }
 
 impl Snapshot {
@@ -42,10 +52,16 @@ impl Snapshot {
         self.job.status.as_ref().unwrap_or(&NEW)
     }
 
-    /// The newest pod whose container runs.
+    /// The newest pod whose container runs, as far as its node can be reached.
     #[must_use]
     pub fn running(&self) -> Option<&PodFacts> {
-        self.pods.iter().rev().find(|pod| pod.stage == PodStage::Running)
+        self.at_work().last()
+    }
+
+    /// The pods whose containers run, as far as their nodes can be reached, the oldest first.
+    pub fn at_work(&self) -> impl DoubleEndedIterator<Item = &PodFacts> {
+        let reachable = |pod: &PodFacts| pod.node.as_ref().is_none_or(|node| !self.unreachable.contains_key(node));
+        self.pods.iter().filter(move |pod| pod.stage == PodStage::Running && reachable(pod))
     }
 }
 
@@ -64,44 +80,94 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
             Some((model.name.clone(), found))
         })
         .collect();
-    let status = job.status.clone().unwrap_or_default();
-    let child = expected_child(&name, &status);
-    let child =
-        caches.children.get(&ObjectRef::new(&child).within(&namespace)).map(|child| ChildFacts::of(&child, &uid));
+    let mut children: Vec<ChildFacts> = caches
+        .children
+        .state_filter(|child| {
+            child.metadata.namespace.as_deref() == Some(namespace.as_str())
+                && child.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB)) == Some(&name)
+                && is_attempt(&child.metadata)
+        })
+        .iter()
+        .map(|child| ChildFacts::of(child, &uid))
+        .collect();
+    children.sort_by_key(|child| child.place);
     let now = (context.clock)();
     let mut pods: Vec<PodFacts> = caches
         .pods
         .state_filter(|pod| {
             pod.metadata.namespace.as_deref() == Some(namespace.as_str())
                 && pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB_UID)) == Some(&uid)
+                && is_attempt(&pod.metadata)
         })
         .iter()
         .map(|pod| PodFacts::of(pod, now))
         .collect();
     pods.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
+    let started = job.status.as_ref().is_some_and(|status| status.start_time.is_some());
+    let (plans, history) = if started { Default::default() } else { planning(caches, &namespace, &uid) };
+    let mut energy_models = caches.energy_models.state();
+    energy_models.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     let mut snapshot = Snapshot {
         now,
         job,
         models,
+        energy_models,
         classes: caches.nodes.state().iter().map(|node| device_class(node)).collect(),
-        child,
+        unreachable: caches.nodes.state().iter().filter_map(|node| unreachable_since(node)).collect(),
+        children,
         pods,
-        progress: None,
+        plans,
+        history,
+        progress: BTreeMap::new(),
     };
-    if let Some((pod, ip)) = snapshot.running().and_then(|pod| Some((pod, pod.ip.as_deref()?))) {
-        let epoch = status.plan.as_ref().map_or(1, |plan| u32::try_from(plan.epoch).unwrap_or(0));
-        let identity = RunIdentity { namespace, job: name, job_uid: uid, epoch, configuration: 0 };
-        snapshot.progress = context.progress.read(&pod.uid, ip, &identity).await;
-    }
+    let readings = snapshot.at_work().filter_map(|pod| Some((pod, pod.ip.as_deref()?))).map(async |(pod, ip)| {
+        let Place { epoch, configuration, attempt: _ } = pod.place;
+        let (namespace, job, job_uid) = (namespace.clone(), name.clone(), uid.clone());
+        let identity = RunIdentity { namespace, job, job_uid, epoch, configuration };
+        Some((pod.uid.clone(), context.progress.read(&pod.uid, ip, &identity).await?))
+    });
+    snapshot.progress = futures::future::join_all(readings).await.into_iter().flatten().collect();
     snapshot
+}
+
+/// The plan steps of a job, and what the finished jobs of its namespace tell.
+fn planning(caches: &Caches, namespace: &str, uid: &str) -> (Vec<PlanFacts>, Vec<Past>) {
+    let own = |meta: &ObjectMeta| {
+        meta.namespace.as_deref() == Some(namespace)
+            && meta.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB_UID)).is_some_and(|label| label == uid)
+            && is_plan(meta)
+    };
+    let pods = caches.pods.state_filter(|pod| own(&pod.metadata));
+    let jobs = caches.children.state_filter(|job| own(&job.metadata));
+    let plans = jobs.iter().map(|job| PlanFacts::of(job, pods.iter().map(AsRef::as_ref))).collect();
+    let past_jobs = caches.jobs.state_filter(|job| job.metadata.namespace.as_deref() == Some(namespace));
+    let mut history: Vec<Past> = past_jobs.iter().filter_map(|job| past(job)).collect();
+    // The order of a cache is not fixed, that of a sum must be.
+    history.sort_by(|a, b| {
+        (&a.model, a.allowed, a.fraction)
+            .partial_cmp(&(&b.model, b.allowed, b.fraction))
+            .unwrap_or(std::cmp::Ordering::Equal)
+    });
+    (plans, history)
 }
 
 /// The class of a node by its label; a node without one counts as `cpu`.
 #[must_use]
-pub fn device_class(node: &PartialObjectMeta<Node>) -> DeviceClass {
+pub fn device_class(node: &Node) -> DeviceClass {
     let label = node.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_DEVICE_CLASS));
     label.and_then(|label| label.parse().ok()).unwrap_or(DeviceClass::Cpu)
 }
+
+/// Name of a node that cannot be reached, and since when: the taint that the node lifecycle controller sets.
+fn unreachable_since(node: &Node) -> Option<(String, Timestamp)> {
+    let taint = node.spec.as_ref()?.taints.iter().flatten().find(|taint| taint.key == TAINT_UNREACHABLE)?;
+    // Taints of effect NoExecute bear the time; without one it is as if it had been so for ever.
+    let since = taint.time_added.as_ref().map_or(Timestamp::UNIX_EPOCH, |time| time.0);
+    Some((node.metadata.name.clone()?, since))
+}
+
+/// Taint of a node whose kubelet does not answer.
+pub const TAINT_UNREACHABLE: &str = "node.kubernetes.io/unreachable";
 
 /// The clock of the operator, in whole seconds.
 #[must_use]

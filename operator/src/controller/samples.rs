@@ -9,11 +9,11 @@ use crate::controller::validate::validate;
 use crate::progress::ProgressKey;
 use joulecast_crds::inference_job::{InferenceJobSpec, conditions};
 use joulecast_crds::report::Report;
-use joulecast_crds::{DeviceClass, InferenceJob, InferenceModel};
+use joulecast_crds::{DeviceClass, InferenceJob, InferenceJobStatus, InferenceModel};
 use k8s_openapi::api::batch::v1::Job;
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
-use k8s_openapi::jiff::Timestamp;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
@@ -89,11 +89,33 @@ fn pod(name: &str, status: Value) -> Pod {
         "metadata": {
             "name": name, "namespace": "team", "uid": format!("uid-of-{name}"), "creationTimestamp": "2027-01-15T08:00:00Z",
             "finalizers": ["joulecast.dev/report"],
-            "labels": {"joulecast.dev/inference-job": "hello", "joulecast.dev/inference-job-uid": UID},
+            "labels": {"joulecast.dev/inference-job": "hello", "joulecast.dev/inference-job-uid": UID,
+                "joulecast.dev/epoch": "1", "joulecast.dev/configuration": "0", "joulecast.dev/attempt": attempt_of(name)},
         },
         "spec": {"containers": [], "nodeName": "node-1"},
         "status": status,
     }))
+}
+
+/// A pod's name says which attempt it is: `hello-1-0-ATTEMPT-x`; other names are of the first.
+fn attempt_of(name: &str) -> String {
+    name.strip_prefix("hello-1-0-")
+        .and_then(|rest| rest.split('-').next())
+        .filter(|text| text.parse::<u32>().is_ok())
+        .unwrap_or("1")
+        .to_owned()
+}
+
+/// A node, and since how many seconds after [`now`] it cannot be reached.
+pub(crate) fn node(name: &str, unreachable: Option<i64>) -> Node {
+    let taints: Vec<Value> = unreachable
+        .map(|seconds| {
+            let since = now().checked_add(SignedDuration::from_secs(seconds)).unwrap();
+            json!({"key": "node.kubernetes.io/unreachable", "effect": "NoExecute", "timeAdded": Time(since)})
+        })
+        .into_iter()
+        .collect();
+    from(json!({"metadata": {"name": name}, "spec": {"taints": taints}}))
 }
 
 fn container(state: Value) -> Value {
@@ -112,18 +134,25 @@ pub(crate) fn ended_pod(name: &str, exit_code: i32, message: &str) -> Pod {
     pod(name, json!({"phase": phase, "containerStatuses": container(state)}))
 }
 
-/// The child Job as the API returns it, with conditions of the given types being true.
+/// The Job of the first attempt as the API returns it, with conditions of the given types being true.
 pub(crate) fn child(true_conditions: &[(&str, &str, &str)]) -> Job {
+    attempt(1, true_conditions)
+}
+
+/// The Job of an attempt.
+pub(crate) fn attempt(number: u32, true_conditions: &[(&str, &str, &str)]) -> Job {
     let conditions: Vec<Value> = true_conditions
         .iter()
         .map(|(kind, reason, message)| json!({"type": kind, "status": "True", "reason": reason, "message": message}))
         .collect();
     from(json!({
         "metadata": {
-            "name": "hello-1-0", "namespace": "team", "uid": "child", "labels": {"joulecast.dev/inference-job": "hello"},
+            "name": format!("hello-1-0-{number}"), "namespace": "team", "uid": "child",
+            "labels": {"joulecast.dev/inference-job": "hello", "joulecast.dev/epoch": "1", "joulecast.dev/configuration": "0",
+                "joulecast.dev/attempt": number.to_string()},
             "ownerReferences": [{"apiVersion": "joulecast.dev/v1alpha1", "kind": "InferenceJob", "name": "hello", "uid": UID, "controller": true}],
         },
-        "spec": {"suspend": false, "backoffLimit": 3, "template": {"spec": {"containers": []}}},
+        "spec": {"suspend": false, "backoffLimit": 0, "template": {"spec": {"containers": []}}},
         "status": {"conditions": conditions},
     }))
 }
@@ -140,10 +169,14 @@ impl SnapshotBuilder {
                 now: now(),
                 job: Arc::new(job()),
                 models: models(),
+                energy_models: Vec::new(),
                 classes: BTreeSet::from([DeviceClass::Cpu]),
-                child: None,
+                unreachable: BTreeMap::new(),
+                children: Vec::new(),
                 pods: Vec::new(),
-                progress: None,
+                plans: Vec::new(),
+                history: Vec::new(),
+                progress: BTreeMap::new(),
             },
         }
     }
@@ -185,7 +218,7 @@ impl SnapshotBuilder {
     pub(crate) fn child(mut self, change: impl FnOnce(&mut ChildFacts)) -> Self {
         let mut facts = ChildFacts::of(&child(&[]), UID);
         change(&mut facts);
-        self.snapshot.child = Some(facts);
+        self.snapshot.children.push(facts);
         self
     }
 
@@ -206,6 +239,16 @@ impl SnapshotBuilder {
 
     pub(crate) fn suspended(self) -> Self {
         self.spec(|spec| spec.suspend = true)
+    }
+
+    pub(crate) fn unreachable(mut self, node: &str, since: Timestamp) -> Self {
+        self.snapshot.unreachable.insert(node.to_owned(), since);
+        self
+    }
+
+    pub(crate) fn status(mut self, change: impl FnOnce(&mut InferenceJobStatus)) -> Self {
+        change(self.job().status.get_or_insert_default());
+        self
     }
 
     pub(crate) fn classes(mut self, classes: &[DeviceClass]) -> Self {

@@ -4,21 +4,23 @@
 //! bear the report finalizer, which is taken off only after the total was stored with their UIDs beside it; so no
 //! report is counted twice or lost, whenever the operator dies.
 
-use crate::controller::account;
 use crate::controller::apply::Applied;
+use crate::controller::attempts::{self, UnitState, Verdict};
 use crate::controller::decide::{ChildAction, Decision, Planning, is_finished};
-use crate::controller::facts::{PodEnd, PodFacts, PodStage};
+use crate::controller::facts::{PodFacts, PodStage};
 use crate::controller::observe::Snapshot;
 use crate::controller::validate::{InputFile, ValidJob};
+use crate::controller::{account, assess, attempts::Review, ledger};
 use joulecast_crds::InferenceJob;
-use joulecast_crds::inference_job::{InferenceJobStatus, conditions};
+use joulecast_crds::inference_job::{ChosenConfiguration, InferenceJobStatus, Progress, conditions};
 use joulecast_crds::names::FIELD_MANAGER;
-use joulecast_crds::report::Report;
+use joulecast_crds::report::{Report, RunProgress};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client, Resource};
 use serde_json::json;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Most UIDs that wait for the removal of their finalizers; further pods are counted in the next reconcile.
 const REPORTED: usize = 256;
@@ -34,6 +36,8 @@ pub struct Computed {
     pub counted: Vec<PodFacts>,
     /// The pod that is at work.
     pub running: Option<PodFacts>,
+    /// How many runs may fail before the job does.
+    pub backoff_limit: i32,
 }
 
 /// Computes the status.
@@ -41,29 +45,39 @@ pub struct Computed {
 pub fn compute(snapshot: &Snapshot, job: Option<&ValidJob>, decision: &Decision, applied: &Applied) -> Computed {
     let mut status = snapshot.status().clone();
     status.observed_generation = snapshot.job.metadata.generation;
+    let launched = decision.children.iter().filter_map(|action| match action {
+        ChildAction::Launch(launch) if applied.launched.contains(&launch.name) => Some(launch.place),
+        _ => None,
+    });
+    attempts::open(&mut status, snapshot, launched);
     let counted = count(snapshot, &mut status);
-    if let Some(progress) = &snapshot.progress {
-        status.progress = Some(account::progress(progress));
+    if let Some(review) = &decision.review {
+        attempts::close(&mut status, review, snapshot.now);
+    }
+    if let Some(progress) = progress(snapshot, &status, job) {
+        status.progress = Some(progress);
     }
     let mut writer = Conditions { status: &mut status, snapshot };
     writer.planned(&decision.planning);
     writer.suspended(job);
-    let finished = is_finished(writer.status) || writer.finish(job);
+    let finished = is_finished(writer.status) || writer.finish(decision.review.as_ref(), job);
     writer.running(job, decision, applied, finished);
     if finished {
         writer.energy_reported();
+        writer.assessed();
     }
-    let child = snapshot.child.as_ref().is_some_and(|child| child.ours);
-    if status.start_time.is_none() && (applied.launched || child) {
+    let child = snapshot.children.iter().any(|child| child.ours);
+    if status.start_time.is_none() && (!applied.launched.is_empty() || child) {
         status.start_time = Some(Time(snapshot.now));
     }
     status.placement = placement(snapshot, &status);
     status.state = Some(state(&status).to_owned());
-    Computed { status, counted, running: snapshot.running().cloned() }
+    Computed { status, counted, running: snapshot.running().cloned(), backoff_limit: snapshot.job.spec.backoff_limit }
 }
 
 /// Adds ended pods that are not in the totals yet; drops the UIDs of those that are released.
 fn count(snapshot: &Snapshot, status: &mut InferenceJobStatus) -> Vec<PodFacts> {
+    let job = snapshot.job.metadata.name.clone().unwrap_or_default();
     let held: BTreeSet<&String> = snapshot.pods.iter().filter(|pod| pod.unreported).map(|pod| &pod.uid).collect();
     status.reported_pods.retain(|uid| held.contains(uid));
     let mut counted = Vec::new();
@@ -73,17 +87,46 @@ fn count(snapshot: &Snapshot, status: &mut InferenceJobStatus) -> Vec<PodFacts> 
             continue;
         }
         status.reported_pods.push(pod.uid.clone());
+        attempts::note(status, pod.place, &end.cause);
         if !end.started {
             continue;
         }
         let report = end.report.as_deref().ok();
-        status.measured = Some(account::add(status.measured.as_ref(), report));
+        ledger::count(status, &job, pod, report);
         if let Some(report) = report {
-            status.progress = Some(account::final_progress(report));
+            assess::count(status, &pod.uid, report, snapshot.now);
         }
         counted.push(pod.clone());
     }
     counted
+}
+
+/// How far all parts of the plan are together; nothing as long as one of them cannot be told. The merge speaks for all.
+fn progress(snapshot: &Snapshot, status: &InferenceJobStatus, job: Option<&ValidJob>) -> Option<Progress> {
+    let plan = status.plan.as_ref()?;
+    let configurations = u32::try_from(plan.chosen.len()).ok()?;
+    let parts = configurations * job.map_or(1, |job| job.parallelism);
+    let mut newest: BTreeMap<(u32, u32), RunProgress> = BTreeMap::new();
+    for pod in snapshot.pods.iter().filter(|pod| i32::try_from(pod.place.epoch) == Ok(plan.epoch)) {
+        let report = pod.end().and_then(|end| end.report.as_deref().ok());
+        let told = report.map(account::final_progress).or_else(|| snapshot.progress.get(&pod.uid).copied());
+        let Some(told) = told else { continue };
+        if pod.place.configuration == configurations {
+            return Some(account::progress(&told)).filter(|_| report.is_some());
+        }
+        newest.insert((pod.place.configuration, pod.shard), told);
+    }
+    if newest.len() != parts as usize || newest.is_empty() {
+        return None;
+    }
+    let sum = newest.into_values().reduce(|one, other| RunProgress {
+        lines_total: one.lines_total.zip(other.lines_total).map(|(one, other)| one + other),
+        lines_done: one.lines_done + other.lines_done,
+        lines_failed: one.lines_failed + other.lines_failed,
+        tokens_out: one.tokens_out + other.tokens_out,
+        gross_millijoules: None,
+    });
+    sum.as_ref().map(account::progress)
 }
 
 /// Node of the newest pod that has one; the class of nodes while none is known.
@@ -92,6 +135,15 @@ fn placement(snapshot: &Snapshot, status: &InferenceJobStatus) -> Option<String>
     let class = || status.plan.as_ref()?.chosen.first().map(|chosen| chosen.device_class.to_string());
     // A finished job keeps its node when its pods are gone.
     node.or_else(|| status.start_time.as_ref().and(status.placement.clone())).or_else(class)
+}
+
+/// A chosen configuration in a sentence.
+fn chosen(one: &ChosenConfiguration) -> String {
+    let batch = one.batch.map(|batch| format!(", batch {batch}")).unwrap_or_default();
+    format!(
+        "{} ({}) on {} with provider {}, nodes of class {}{batch}: {}",
+        one.model, one.format, one.engine, one.provider, one.device_class, one.reason
+    )
 }
 
 fn is_true(status: &InferenceJobStatus, kind: &str) -> bool {
@@ -106,14 +158,14 @@ fn state(status: &InferenceJobStatus) -> &'static str {
 }
 
 /// The status being written, with what it is written from.
-struct Conditions<'a> {
-    status: &'a mut InferenceJobStatus,
-    snapshot: &'a Snapshot,
+pub(super) struct Conditions<'a> {
+    pub(super) status: &'a mut InferenceJobStatus,
+    pub(super) snapshot: &'a Snapshot,
 }
 
 impl Conditions<'_> {
     /// Sets a condition; its transition time moves only when its status does.
-    fn set(&mut self, kind: &str, value: bool, reason: &str, message: &str) {
+    pub(super) fn set(&mut self, kind: &str, value: bool, reason: &str, message: &str) {
         let value = if value { "True" } else { "False" };
         let old = self.status.conditions.iter().find(|condition| condition.type_ == kind);
         let since = old.filter(|old| old.status == value).map(|old| old.last_transition_time.clone());
@@ -138,13 +190,15 @@ impl Conditions<'_> {
         match planning {
             Planning::Found(plan) => {
                 self.status.plan = Some(plan.clone());
-                if let Some(chosen) = plan.chosen.first() {
-                    let message = format!(
-                        "{} ({}) on {} with provider {}, nodes of class {}: {}",
-                        chosen.model, chosen.format, chosen.engine, chosen.provider, chosen.device_class, chosen.reason
-                    );
-                    self.set(conditions::PLANNED, true, "PlacementFound", &message);
-                }
+                let what: Vec<String> = plan.chosen.iter().map(chosen).collect();
+                let reason = if plan.solved.is_some() { "PlanSolved" } else { "PlacementFound" };
+                self.set(conditions::PLANNED, true, reason, &what.join("; "));
+            }
+            Planning::Asking(what) => self.set(conditions::PLANNED, false, "Planning", what),
+            Planning::Refused { reason, message } => {
+                // What an earlier plan gave does not hold any more.
+                self.status.plan = None;
+                self.set(conditions::PLANNED, false, reason, message);
             }
             Planning::NoCandidate { plan, reason } => {
                 self.status.plan = Some(plan.clone());
@@ -162,9 +216,13 @@ impl Conditions<'_> {
                 self.set(conditions::SUSPENDED, false, "Finished", "the job is finished");
             }
         } else if wanted {
-            let at_work = self.snapshot.pods.iter().filter(|pod| pod.end().is_none()).count();
-            let asked = self.snapshot.child.as_ref().is_none_or(|child| child.suspend || child.finished());
-            if at_work == 0 && asked {
+            // Pods on nodes that cannot be reached may go on for ever; they are fenced, and not waited for.
+            let reachable =
+                |pod: &&PodFacts| pod.node.as_ref().is_none_or(|node| !self.snapshot.unreachable.contains_key(node));
+            let at_work = self.snapshot.pods.iter().filter(|pod| pod.end().is_none()).any(|pod| reachable(&pod));
+            let asked =
+                self.snapshot.children.iter().filter(|child| child.ours).all(|child| child.suspend || child.finished());
+            if !at_work && asked {
                 self.set(conditions::SUSPENDED, true, "Requested", "spec.suspend is true: no pod is at work");
             } else {
                 self.set(conditions::SUSPENDED, false, "Stopping", "spec.suspend is true: the pods are being stopped");
@@ -174,29 +232,25 @@ impl Conditions<'_> {
         }
     }
 
-    /// Sets Complete or Failed once the child Job is finished and the reports of all pods are counted.
-    fn finish(&mut self, job: Option<&ValidJob>) -> bool {
-        let Some(child) = self.snapshot.child.as_ref().filter(|child| child.ours && child.finished()) else {
-            return false;
-        };
-        let settled =
-            |pod: &PodFacts| pod.end().is_some() && (!pod.unreported || self.status.reported_pods.contains(&pod.uid));
-        if !self.snapshot.pods.iter().all(settled) {
-            return false;
-        }
-        match &child.failed {
-            Some((reason, message)) => {
-                let (reason, message) = self.failure(reason, message);
-                self.set(conditions::FAILED, true, &reason, &message);
+    /// Sets Complete or Failed if the attempts came to that. Their reports are counted by then; pods of earlier attempts
+    /// that are cut off are not waited for.
+    fn finish(&mut self, review: Option<&Review>, job: Option<&ValidJob>) -> bool {
+        match review.map(|review| &review.verdict) {
+            None | Some(Verdict::Open) => return false,
+            Some(Verdict::Failed(reason, message)) => {
+                let last = self.snapshot.pods.iter().rev().find_map(PodFacts::end);
+                let ended = last.map(|end| format!(" (the last pod: {})", end.summary)).unwrap_or_default();
+                self.set(conditions::FAILED, true, reason, &format!("{message}{ended}"));
             }
-            None => self.complete(job),
+            Some(Verdict::Done) => self.complete(job),
         }
         self.status.completion_time = Some(Time(self.snapshot.now));
         true
     }
 
     fn complete(&mut self, job: Option<&ValidJob>) {
-        let lines = self.status.progress.as_ref().and_then(|p| Some((p.lines_total?, p.lines_failed)));
+        let lines = self.status.progress.as_ref().filter(|p| p.lines_total == Some(p.lines_done));
+        let lines = lines.and_then(|p| Some((p.lines_total?, p.lines_failed)));
         let reported = self.status.measured.as_ref().is_some_and(|measured| measured.attempts > 0);
         let Some((total, failed)) = lines.filter(|_| reported) else {
             let message = "the run ended successfully, but without a report: how many lines failed is unknown";
@@ -220,22 +274,6 @@ impl Conditions<'_> {
         }
     }
 
-    /// Reason and message of a failure: the run's own if it gave one, else what Kubernetes says.
-    fn failure(&self, job_reason: &str, job_message: &str) -> (String, String) {
-        let last: Option<&PodEnd> = self.snapshot.pods.iter().rev().find_map(PodFacts::end);
-        let own = last.and_then(|end| end.report.as_ref().ok()).and_then(|report| report.failure.as_ref());
-        let word = |text: &str| {
-            text.starts_with(|c: char| c.is_ascii_alphabetic()) && text.bytes().all(|b| b.is_ascii_alphanumeric())
-        };
-        let ended = last.map(|end| format!(" (the last pod: {})", end.summary)).unwrap_or_default();
-        match own {
-            Some(failure) if word(&failure.reason) => (failure.reason.clone(), format!("{}{ended}", failure.message)),
-            Some(failure) => ("RunFailed".into(), format!("{}{ended}", failure.message)),
-            None if word(job_reason) => (job_reason.to_owned(), format!("{job_message}{ended}")),
-            None => ("RunFailed".into(), format!("{job_message}{ended}")),
-        }
-    }
-
     fn running(&mut self, job: Option<&ValidJob>, decision: &Decision, applied: &Applied, finished: bool) {
         let snapshot = self.snapshot;
         if finished {
@@ -247,14 +285,33 @@ impl Conditions<'_> {
         }
         let (reason, message) = if let Some(refused) = &applied.refused {
             ("Refused", format!("the API server refused {refused}"))
-        } else if let ChildAction::Blocked { reason, message } = &decision.child {
-            (*reason, message.clone())
+        } else if let Some((reason, message)) = decision.children.iter().find_map(ChildAction::blocked) {
+            (reason, message.to_owned())
         } else if snapshot.job.spec.suspend {
             ("Suspended", "spec.suspend is true".to_owned())
         } else if !is_true(self.status, conditions::PLANNED) {
             ("NotPlanned", "there is no placement: see the condition Planned".to_owned())
+        } else if let Some((at, why)) = decision.review.iter().flat_map(|review| &review.units).find_map(waits) {
+            ("WaitingToRetry", format!("{why}; the next attempt starts at {at}"))
+        } else if let Some((pod, node)) = cut_off(snapshot, decision.review.as_ref()) {
+            let since = &snapshot.unreachable[node];
+            let message = format!(
+                "node {node} of pod {} has been unreachable since {since}; if it stays so the work goes on elsewhere",
+                pod.name
+            );
+            ("NodeUnreachable", message)
         } else if let Some((pod, waiting)) = pending(snapshot) {
-            ("PodPending", pending_message(pod, waiting, job))
+            if bound(snapshot, pod, waiting) {
+                (
+                    "VolumeBound",
+                    format!(
+                        "{}. A volume of the job can be used on one node only, which is not to be had: bring that node back, or use ReadWriteMany volumes",
+                        pending_message(pod, waiting, job)
+                    ),
+                )
+            } else {
+                ("PodPending", pending_message(pod, waiting, job))
+            }
         } else {
             ("Starting", "waiting for the pod".to_owned())
         };
@@ -262,6 +319,20 @@ impl Conditions<'_> {
     }
 
     fn energy_reported(&mut self) {
+        let out: Vec<&str> = self
+            .snapshot
+            .pods
+            .iter()
+            .filter(|pod| pod.unreported && !self.status.reported_pods.contains(&pod.uid))
+            .map(|pod| pod.name.as_str())
+            .collect();
+        if let Some(first) = out.first() {
+            let message = format!(
+                "{} pods have not reported yet, among them {first}: their energy is counted when they do",
+                out.len()
+            );
+            return self.set(conditions::ENERGY_REPORTED, false, "ReportOutstanding", &message);
+        }
         let Some(measured) = self.status.measured.clone() else {
             return self.set(conditions::ENERGY_REPORTED, false, "NoAttempt", "no attempt was started");
         };
@@ -275,6 +346,13 @@ impl Conditions<'_> {
         } else if dark > 0 {
             let message = format!("{dark} of {} attempts had no energy reading", measured.attempts);
             self.set(conditions::ENERGY_REPORTED, false, "NoReading", &message);
+        } else if measured.attempts_from_journal > 0 {
+            let all = measured.attempts + measured.attempts_from_journal;
+            let message = format!(
+                "{} over {all} attempts, by {}; {} of them left no report, so their energy is what their journals hold, at most a second too little each",
+                measured.energy_summary, measured.meter, measured.attempts_from_journal
+            );
+            self.set(conditions::ENERGY_REPORTED, true, "Partial", &message);
         } else {
             let message =
                 format!("{} over {} attempts, by {}", measured.energy_summary, measured.attempts, measured.meter);
@@ -283,9 +361,42 @@ impl Conditions<'_> {
     }
 }
 
+/// When the next attempt of a unit starts, if it waits for that, and why the last one ended.
+fn waits(unit: &attempts::Unit) -> Option<(Timestamp, &str)> {
+    match &unit.state {
+        UnitState::WaitsUntil(at, why) => Some((*at, why.as_str())),
+        _ => None,
+    }
+}
+
+/// A pod of an attempt that is at work whose node cannot be reached, and that node.
+fn cut_off<'a>(snapshot: &'a Snapshot, review: Option<&Review>) -> Option<(&'a PodFacts, &'a str)> {
+    let working = |pod: &PodFacts| {
+        review.is_some_and(|review| {
+            review.units.iter().any(|unit| unit.place == pod.place && matches!(unit.state, UnitState::Working(_)))
+        })
+    };
+    snapshot.pods.iter().filter(|pod| pod.end().is_none() && working(pod)).find_map(|pod| {
+        let node = pod.node.as_deref()?;
+        snapshot.unreachable.contains_key(node).then_some((pod, node))
+    })
+}
+
+/// How long a pod that follows a lost one may be without its volumes before that is taken for the reason.
+const ATTACHING: SignedDuration = SignedDuration::from_secs(30);
+
+/// Whether a pod waits for a volume that only another node can use.
+fn bound(snapshot: &Snapshot, pod: &PodFacts, waiting: Option<&str>) -> bool {
+    let Some(waiting) = waiting else { return false };
+    // A volume that is attached to a lost node keeps the container from being made; the kubelet tells that in events only.
+    let long = pod.created.is_some_and(|created| snapshot.now.duration_since(created) > ATTACHING);
+    let attached = waiting.starts_with("ContainerCreating") && long && !snapshot.unreachable.is_empty();
+    waiting.contains("volume node affinity conflict") || (attached && pod.place.attempt > 1)
+}
+
 fn pending(snapshot: &Snapshot) -> Option<(&PodFacts, Option<&str>)> {
     snapshot.pods.iter().rev().find_map(|pod| match &pod.stage {
-        PodStage::Pending { waiting } => Some((pod, waiting.as_deref())),
+        PodStage::Pending { waiting, .. } => Some((pod, waiting.as_deref())),
         _ => None,
     })
 }

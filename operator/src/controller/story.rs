@@ -2,7 +2,7 @@
 
 use crate::controller::facts::PodFacts;
 use crate::controller::status::Computed;
-use joulecast_crds::inference_job::{InferenceJobStatus, conditions};
+use joulecast_crds::inference_job::{Attempt, InferenceJobStatus, Outcome, conditions};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
@@ -32,6 +32,16 @@ fn reference(pod: &PodFacts) -> ObjectReference {
     }
 }
 
+/// Attempts that ended without success between two statuses.
+fn newly_ended<'a>(old: &'a InferenceJobStatus, new: &'a InferenceJobStatus) -> impl Iterator<Item = &'a Attempt> {
+    let key = |attempt: &Attempt| (attempt.epoch, attempt.configuration, attempt.attempt);
+    new.attempts
+        .iter()
+        .filter(|attempt| attempt.end_time.is_some())
+        .filter(|attempt| matches!(attempt.outcome, Some(Outcome::InfrastructureFailed | Outcome::RunFailed)))
+        .filter(move |attempt| !old.attempts.iter().any(|known| key(known) == key(attempt) && known.end_time.is_some()))
+}
+
 /// The events between an old status and what was computed from it.
 #[must_use]
 pub fn events(old: &InferenceJobStatus, computed: &Computed) -> Vec<Event> {
@@ -58,7 +68,10 @@ pub fn events(old: &InferenceJobStatus, computed: &Computed) -> Vec<Event> {
         events.push(started);
     }
     if let Some(running) = find(new, conditions::RUNNING)
-        && matches!(running.reason.as_str(), "Refused" | "NameTaken" | "ModelChanged" | "ImageMissing")
+        && matches!(
+            running.reason.as_str(),
+            "Refused" | "NameTaken" | "ModelChanged" | "ImageMissing" | "NodeUnreachable" | "VolumeBound"
+        )
         && find(old, conditions::RUNNING).is_none_or(|old| old.reason != running.reason)
     {
         events.push(event(EventType::Warning, &running.reason, &running.message, "Run"));
@@ -66,15 +79,33 @@ pub fn events(old: &InferenceJobStatus, computed: &Computed) -> Vec<Event> {
     for pod in &computed.counted {
         let Some(end) = pod.end().filter(|end| !end.succeeded) else { continue };
         let why = match &end.report {
-            Ok(report) => report.failure.as_ref().map(|failure| failure.message.clone()).unwrap_or_default(),
-            Err(why) => format!("no report: {why}"),
+            Ok(_) => end.cause.message.clone(),
+            Err(why) => format!("{}. No report: {why}", end.cause.message),
         };
         let note = format!("pod {} ended: {}. {why}", pod.name, end.summary);
-        let (type_, reason) =
-            if end.stopped { (EventType::Normal, "AttemptStopped") } else { (EventType::Warning, "AttemptFailed") };
+        let (type_, reason) = if end.cause.outcome == Outcome::Stopped {
+            (EventType::Normal, "AttemptStopped")
+        } else {
+            (EventType::Warning, "AttemptFailed")
+        };
         let mut ended = event(type_, reason, note.trim_end(), "Run");
         ended.secondary = Some(reference(pod));
         events.push(ended);
+    }
+    let goes_on = find(new, conditions::FAILED).is_none_or(|failed| failed.status != "True");
+    for attempt in newly_ended(old, new).filter(|_| goes_on) {
+        let part = format!(
+            "attempt {} at configuration {} on node {} ended: {}: {}. Another follows; so far {} of at most {} failed runs, and {} that the cluster took away",
+            attempt.attempt,
+            attempt.configuration,
+            attempt.node.as_deref().unwrap_or("?"),
+            attempt.reason.as_deref().unwrap_or("?"),
+            attempt.message.as_deref().unwrap_or_default(),
+            new.failures.run,
+            computed.backoff_limit,
+            new.failures.infrastructure
+        );
+        events.push(event(EventType::Warning, "Retrying", &part, "Run"));
     }
     if let Some(suspended) = became(conditions::SUSPENDED, "True") {
         events.push(event(EventType::Normal, "Suspended", &suspended.message, "Suspend"));

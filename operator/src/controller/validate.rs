@@ -4,11 +4,12 @@
 //! schema, and for rules that a schema cannot state.
 
 use joulecast_crds::inference_job::{
-    ConfigMapKey, Constraints as ApiConstraints, InferenceJobSpec, Input, Objective, Output, PodOverrides,
+    ColdStart, ConfigMapKey, Constraints as ApiConstraints, InferenceJobSpec, Input, Objective, Output, PodOverrides,
+    ShareBound,
 };
 use joulecast_crds::inference_model::{Accuracy, Artifact as ApiArtifact, ClaimPath, InferenceModelSpec};
 use joulecast_crds::{ArtifactFormat, DeviceClass, EngineName, InferenceJob, InferenceModel, Provider, names};
-use k8s_openapi::jiff::SignedDuration;
+use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
@@ -39,16 +40,65 @@ pub struct ValidJob {
     pub device_classes: Vec<DeviceClass>,
     /// Least accuracy of a model.
     pub min_accuracy: Option<Fraction>,
+    /// Most joules that a plan may be predicted to take.
+    pub max_energy_joules: Option<i64>,
+    /// When the last result has to be there.
+    pub deadline: Option<Timestamp>,
+    /// Bounds on shares of the requests.
+    pub shares: Vec<Share>,
+    /// What may be done with a configuration that nobody has measured yet.
+    pub cold_start: ColdStart,
     /// Largest fraction of failed lines of a Complete job.
     pub max_failed_fraction: Fraction,
     /// Repeated attempts.
     pub backoff_limit: i32,
+    /// Whether the job is to be planned and never started.
+    pub plan_only: bool,
+    /// Pods of each configuration, each with a block of lines of its own.
+    pub parallelism: u32,
     /// Whether the job is to stand still.
     pub suspend: bool,
     /// How long a finished job is kept; for ever if absent.
     pub ttl: Option<SignedDuration>,
     /// Additions to the pods.
     pub pod: PodOverrides,
+}
+
+/// Bounds on the share of each configuration that fits.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Share {
+    model: Option<String>,
+    engine: Option<EngineName>,
+    provider: Option<Provider>,
+    min: f64,
+    max: f64,
+}
+
+impl ValidJob {
+    /// The bounds on the share of a configuration, all that fit taken together.
+    #[must_use]
+    pub fn share(&self, model: &str, engine: EngineName, provider: Provider) -> Option<(f64, f64)> {
+        let fits = |share: &&Share| {
+            share.model.as_ref().is_none_or(|own| own == model)
+                && share.engine.is_none_or(|own| own == engine)
+                && share.provider.is_none_or(|own| own == provider)
+        };
+        let all: Vec<&Share> = self.shares.iter().filter(fits).collect();
+        let min = all.iter().map(|share| share.min).fold(0.0, f64::max);
+        let max = all.iter().map(|share| share.max).fold(1.0, f64::min);
+        (!all.is_empty()).then_some((min, max))
+    }
+
+    /// A constraint that only predictions can keep, if there is one.
+    #[must_use]
+    pub fn needs_predictions(&self) -> Option<&'static str> {
+        let asked = [
+            (self.max_energy_joules.is_some(), "maxEnergyJoules"),
+            (self.deadline.is_some(), "completeWithinSeconds or completeBy"),
+            (!self.shares.is_empty(), "shares"),
+        ];
+        asked.into_iter().find_map(|(asked, name)| asked.then_some(name))
+    }
 }
 
 /// A model that the job names.
@@ -65,6 +115,8 @@ pub enum ModelOption {
         name: String,
         /// Its accuracy score.
         accuracy: Option<Fraction>,
+        /// Number of its parameters.
+        parameters: Option<i64>,
         /// Its artifacts, in the order of the manifest.
         artifacts: Vec<Artifact>,
     },
@@ -75,6 +127,10 @@ pub enum ModelOption {
 pub struct Artifact {
     /// Format.
     pub format: ArtifactFormat,
+    /// Number format of the weights, as the manifest calls it.
+    pub dtype: Option<String>,
+    /// What the files are, if the manifest tells.
+    pub digest: Option<String>,
     /// Where the files lie.
     pub claim: ClaimPath,
 }
@@ -178,9 +234,21 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
         input,
         output: Output { persistent_volume_claim: output },
         objective: Objective { zeta },
-        constraints: ApiConstraints { engines, providers, device_classes, min_accuracy },
+        constraints:
+            ApiConstraints {
+                engines,
+                providers,
+                device_classes,
+                min_accuracy,
+                max_energy_joules,
+                complete_within_seconds,
+                complete_by,
+                shares,
+            },
+        cold_start,
         max_failed_fraction,
         backoff_limit,
+        parallelism,
         suspend,
         ttl_seconds_after_finished,
         pod_template,
@@ -206,6 +274,7 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
     if input == InputFile::Claim(output.clone()) {
         return Err(Invalid::OutputIsInput);
     }
+    let plan_only = job.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(names::LABEL_PLAN_ONLY));
     Ok(ValidJob {
         namespace: job.metadata.namespace.clone().unwrap_or_default(),
         name,
@@ -227,16 +296,48 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
             .as_deref()
             .map(|text| Fraction::parse("spec.constraints.minAccuracy", text))
             .transpose()?,
+        max_energy_joules: *max_energy_joules,
+        deadline: deadline(job, *complete_within_seconds, complete_by.as_ref().map(|time| time.0)),
+        shares: shares
+            .iter()
+            .enumerate()
+            .map(|(index, bound)| share(&format!("spec.constraints.shares[{index}]"), bound))
+            .collect::<Result<_, _>>()?,
+        cold_start: *cold_start,
         max_failed_fraction: Fraction::parse("spec.maxFailedFraction", max_failed_fraction)?,
         backoff_limit: (*backoff_limit).max(0),
-        suspend: *suspend,
+        parallelism: u32::try_from(*parallelism).unwrap_or(1).max(1),
+        suspend: *suspend || plan_only,
+        plan_only,
         ttl: ttl_seconds_after_finished.map(|seconds| SignedDuration::from_secs(i64::from(seconds.max(0)))),
         pod: pod_template.clone(),
     })
 }
 
+/// The earlier of both; counted from the job's creation, so that it does not move with every look.
+fn deadline(job: &InferenceJob, within_seconds: Option<i64>, by: Option<Timestamp>) -> Option<Timestamp> {
+    let created = job.metadata.creation_timestamp.as_ref().map(|time| time.0);
+    let within = within_seconds.zip(created).and_then(|(seconds, created)| {
+        // Beyond the calendar means never.
+        created.checked_add(SignedDuration::from_secs(seconds)).ok()
+    });
+    within.into_iter().chain(by).min()
+}
+
+fn share(field: &str, bound: &ShareBound) -> Result<Share, Invalid> {
+    let ShareBound { model, engine, provider, min, max } = bound;
+    let value = |name: &str, text: &Option<String>, absent: f64| {
+        text.as_deref().map_or(Ok(absent), |text| Ok(Fraction::parse(&format!("{field}.{name}"), text)?.value()))
+    };
+    let (min, max) = (value("min", min, 0.0)?, value("max", max, 1.0)?);
+    if min > max {
+        return Err(Invalid::Source { field: field.to_owned(), expected: "min to at most max" });
+    }
+    Ok(Share { model: model.clone(), engine: *engine, provider: *provider, min, max })
+}
+
 fn known(name: &str, spec: &InferenceModelSpec) -> Result<ModelOption, Invalid> {
-    let InferenceModelSpec { parameter_count: _, accuracy, artifacts } = spec;
+    let InferenceModelSpec { parameter_count, accuracy, artifacts } = spec;
     let field = |rest: &str| format!("InferenceModel {name}: spec.{rest}");
     Ok(ModelOption::Known {
         name: name.to_owned(),
@@ -244,10 +345,11 @@ fn known(name: &str, spec: &InferenceModelSpec) -> Result<ModelOption, Invalid> 
             .as_ref()
             .map(|Accuracy { score, source: _ }| Fraction::parse(&field("accuracy.score"), score))
             .transpose()?,
+        parameters: *parameter_count,
         artifacts: artifacts
             .iter()
             .enumerate()
-            .map(|(index, ApiArtifact { format, dtype: _, source })| {
+            .map(|(index, ApiArtifact { format, dtype, digest, source })| {
                 let at = field(&format!("artifacts[{index}].source"));
                 let Some(claim) = &source.persistent_volume_claim else {
                     return Err(Invalid::Source {
@@ -255,7 +357,12 @@ fn known(name: &str, spec: &InferenceModelSpec) -> Result<ModelOption, Invalid> 
                         expected: "persistentVolumeClaim with claimName and path",
                     });
                 };
-                Ok(Artifact { format: *format, claim: inside(&format!("{at}.persistentVolumeClaim.path"), claim)? })
+                Ok(Artifact {
+                    format: *format,
+                    dtype: dtype.clone(),
+                    digest: digest.clone(),
+                    claim: inside(&format!("{at}.persistentVolumeClaim.path"), claim)?,
+                })
             })
             .collect::<Result<_, _>>()?,
     })

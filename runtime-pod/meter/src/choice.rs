@@ -1,4 +1,5 @@
-//! Which meter a run gets: RAPL where it can be read, else the estimate, else none; never two of them in one window.
+//! Which meter a run gets: the node agent where the run holds a slot, else RAPL where it can be read, else the estimate,
+//! else none; never two of them in one window.
 
 use crate::cpu_time::CpuTime;
 use crate::host::Host;
@@ -6,6 +7,7 @@ use crate::meter::{Meter, NoMeter};
 use crate::modelled::{Modelled, watts::Watts};
 use crate::rapl::{Rapl, RaplError};
 use crate::sampler::Clock;
+use crate::slot::SlotMeter;
 use crate::units::Milliwatts;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -13,7 +15,7 @@ use std::time::Duration;
 /// What the caller wants to be metered by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
-    /// RAPL if it can be read, else the estimate.
+    /// The node agent if there is a slot, else RAPL if it can be read, else the estimate.
     Auto,
     /// RAPL or an error.
     Rapl,
@@ -36,6 +38,17 @@ pub struct Settings {
     pub watts: Option<Watts>,
     /// How long idle power is measured before the run; RAPL only. Zero leaves it out.
     pub baseline: Duration,
+    /// The slot that the run holds.
+    pub slot: Option<Slot>,
+}
+
+/// A slot of the node agent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Slot {
+    /// Its metering socket.
+    pub socket: PathBuf,
+    /// Name of the job, for the agent's metrics.
+    pub job: Option<String>,
 }
 
 /// The meter of a run, opened.
@@ -63,14 +76,28 @@ pub fn choose(settings: &Settings, clock: &Clock, wait: &mut dyn FnMut(Duration)
         Wanted::None => Ok(nothing("metering was switched off")),
         Wanted::Rapl => rapl(settings, clock, wait),
         Wanted::Modelled => Ok(modelled(settings, clock).unwrap_or_else(nothing)),
-        Wanted::Auto => match rapl(settings, clock, wait) {
-            Ok(choice) => Ok(choice),
-            Err(error) => {
+        Wanted::Auto => {
+            let mut notes = Vec::new();
+            if let Some(slot) = &settings.slot {
+                match SlotMeter::open(&slot.socket, slot.job.as_deref(), wait) {
+                    Ok((meter, idle)) => {
+                        let note = match idle {
+                            Some(idle) => format!("idle {:.2} W of the slot, measured by the node agent", idle.watts()),
+                            None => "idle power of the slot is not known: the node was not quiet yet".to_owned(),
+                        };
+                        return Ok(Choice { meter: Box::new(meter), idle, notes: vec![note] });
+                    }
+                    Err(error) => notes.push(format!("no reading of the slot: {error}")),
+                }
+            }
+            let mut choice = rapl(settings, clock, wait).unwrap_or_else(|error| {
                 let mut choice = modelled(settings, clock).unwrap_or_else(nothing);
                 choice.notes.push(format!("no RAPL: {error}"));
-                Ok(choice)
-            }
-        },
+                choice
+            });
+            choice.notes.extend(notes);
+            Ok(choice)
+        }
     }
 }
 
@@ -145,6 +172,7 @@ mod tests {
             host: fake.host(),
             watts: None,
             baseline: Duration::from_secs(seconds),
+            slot: None,
         };
         let now = Arc::new(AtomicU64::new(0));
         let clock: Clock = {

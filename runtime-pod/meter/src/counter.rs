@@ -1,5 +1,6 @@
 //! A hardware counter that only grows and wraps: from readings to a total.
 
+use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use std::time::Duration;
 pub const MAX_WATTS: u64 = 2000;
 
 /// Why a counter's total can no longer be told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Loss {
     /// The counter went back, and its range is not known.
     WentBack,
@@ -50,7 +51,7 @@ impl fmt::Display for Loss {
 }
 
 /// One counter's readings, turned into microjoules since the first of them.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Counter {
     range: Option<u64>,
     last: Option<(Duration, u64)>,

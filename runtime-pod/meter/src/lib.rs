@@ -5,20 +5,26 @@
 //! gives. The crate depends on no other crate of Joulecast.
 #![forbid(unsafe_code)]
 
+pub mod cgroup_time;
 pub mod choice;
 pub mod counter;
 pub mod cpu_time;
+pub mod division;
 pub mod host;
+pub mod idle;
+pub mod ledger;
 pub mod meter;
 pub mod modelled;
 pub mod rapl;
 pub mod recorder;
 pub mod sampler;
+pub mod slot;
+pub mod topology;
 pub mod units;
 
 pub use choice::{Choice, Wanted};
 pub use host::Host;
 pub use meter::{Meter, Source, Totals};
-pub use recorder::{Recorder, Recording};
+pub use recorder::{Recorder, Recording, SoFar};
 pub use sampler::{Clock, Sampler};
 pub use units::{Microjoules, Milliwatts};

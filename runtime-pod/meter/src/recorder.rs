@@ -51,6 +51,19 @@ pub struct Recording {
     pub memory_peak_bytes: Option<u64>,
 }
 
+/// Totals of a window that goes on. What was not read is absent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SoFar {
+    /// Length of the window.
+    pub length: Duration,
+    /// All energy of the slot.
+    pub gross: Option<Microjoules>,
+    /// What the slot would have used idle.
+    pub idle: Option<Microjoules>,
+    /// Gross minus idle; 0 where idle was larger.
+    pub net: Option<Microjoules>,
+}
+
 impl Recorder {
     /// Begins a window at `now`.
     #[must_use]
@@ -89,6 +102,15 @@ impl Recorder {
         totals.gross.zip(self.first.gross).and_then(|(now, first)| now.minus(first))
     }
 
+    /// The window's totals up to `now`.
+    pub fn so_far(&mut self, now: Duration) -> SoFar {
+        let gross = self.gross(now);
+        let length = now.saturating_sub(self.first.at);
+        let idle = gross.and(self.idle).map(|power| power.over(length));
+        let net = gross.zip(idle).map(|(gross, idle)| gross.minus(idle).unwrap_or_default());
+        SoFar { length, gross, idle, net }
+    }
+
     /// One regular sample: keeps the meter from missing a wrap, and follows the use of CPUs.
     pub fn tick(&mut self, now: Duration) {
         self.meter.sample(now);
@@ -108,7 +130,7 @@ impl Recorder {
     /// Ends the window at `now`.
     #[must_use]
     pub fn finish(mut self, now: Duration) -> Recording {
-        let totals = self.meter.sample(now);
+        let totals = self.meter.finish(now);
         self.follow_cpu(now);
         let length = now.saturating_sub(self.first.at);
         let gross = totals.gross.zip(self.first.gross).and_then(|(now, first)| now.minus(first));
@@ -206,6 +228,21 @@ mod tests {
         assert_eq!(recording.cpu_peak_millis, Some(2000), "the 1 ms interval does not count");
         assert_eq!(recording.memory_peak_bytes, Some(10 * 1024));
         assert_eq!(recording.notes, ["chosen"]);
+    }
+
+    #[test]
+    fn an_open_window_has_totals_too() {
+        let choice = Choice {
+            meter: Box::new(FakeMeter(vec![Some(5), Some(3_000_005), None])),
+            idle: Some(Milliwatts(1500)),
+            notes: Vec::new(),
+        };
+        let mut recorder = Recorder::begin(choice, &FakeHost::new(&[]).host(), ms(1000));
+        let energy = |joules: u64| Some(Microjoules(joules * 500_000));
+        let want = SoFar { length: ms(1000), gross: energy(6), idle: energy(3), net: energy(3) };
+        assert_eq!(recorder.so_far(ms(2000)), want);
+        let dark = SoFar { length: ms(1500), gross: None, idle: None, net: None };
+        assert_eq!(recorder.so_far(ms(2500)), dark);
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Samples a recorder at a fixed rate on a thread of its own, beside the work that it records.
 
 use crate::meter::Source;
-use crate::recorder::{Recorder, Recording};
+use crate::recorder::{Recorder, Recording, SoFar};
 use crate::units::Microjoules;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -62,6 +62,13 @@ impl Sampler {
         // The clock is read under the lock, so that the meter sees time go forwards only.
         let mut recorder = lock(&self.inner.recorder);
         recorder.as_mut()?.gross((self.clock)())
+    }
+
+    /// The window's totals so far; `None` once it was finished.
+    #[must_use]
+    pub fn so_far(&self) -> Option<SoFar> {
+        let mut recorder = lock(&self.inner.recorder);
+        recorder.as_mut().map(|recorder| recorder.so_far((self.clock)()))
     }
 
     /// Ends the window and the thread. `None` if it was finished before.

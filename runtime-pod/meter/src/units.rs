@@ -1,5 +1,6 @@
 //! Energy and power as integers, so that sums of many small readings lose nothing.
 
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Energy in microjoules, the unit of powercap counters. `u64` holds 18 TJ.
@@ -33,7 +34,7 @@ impl Microjoules {
 }
 
 /// Power in milliwatts.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Milliwatts(pub u64);
 
 impl Milliwatts {

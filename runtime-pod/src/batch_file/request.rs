@@ -5,7 +5,10 @@
 //! does. `model` is read and not acted upon: the run's model answers, and its name stands in the result.
 
 use crate::generate::Sampling;
+use serde::de::{Deserialize, Deserializer, IgnoredAny, MapAccess, Visitor};
 use serde_json::{Map, Value};
+use std::borrow::Cow;
+use std::fmt;
 
 /// A request.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,6 +104,40 @@ impl BatchRequest {
             Err((code, message)) => Err(LineProblem { custom_id: Some(custom_id), code, message }),
         }
     }
+}
+
+/// The `custom_id` of a line that is known to be a request, without looking at the rest of it.
+#[must_use]
+pub fn custom_id_of(line: &[u8]) -> Option<String> {
+    struct Fields(Option<String>);
+
+    impl<'de> Deserialize<'de> for Fields {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_map(Fields(None))
+        }
+    }
+
+    impl<'de> Visitor<'de> for Fields {
+        type Value = Self;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an object")
+        }
+
+        fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+            while let Some(key) = map.next_key::<Cow<'de, str>>()? {
+                // Of several fields of one name the last counts, as in `BatchRequest::parse`.
+                if key == "custom_id" {
+                    self.0 = Some(map.next_value()?);
+                } else {
+                    map.next_value::<IgnoredAny>()?;
+                }
+            }
+            Ok(self)
+        }
+    }
+
+    serde_json::from_slice::<Fields>(line).ok()?.0
 }
 
 fn request(custom_id: &str, mut fields: Map<String, Value>) -> Result<BatchRequest, Refusal> {

@@ -7,7 +7,7 @@ use clap::Args;
 use joulecast_crds::names::exit;
 use joulecast_meter::{Meter, choice};
 use joulecast_runtime::bench::{self, BenchOptions, EnergyCounter};
-use joulecast_runtime::engine::{Dtype, EngineName, LoadOptions, Provider};
+use joulecast_runtime::engine::{Dtype, EngineName, Float, LoadOptions, Provider};
 use joulecast_runtime::random_model;
 use std::io::{self, Write};
 use std::path::PathBuf;
@@ -59,8 +59,8 @@ pub(crate) struct RandomModelArgs {
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
     /// Type of the weights in the file.
-    #[arg(long, value_enum, default_value_t = Dtype::F32)]
-    dtype: Dtype,
+    #[arg(long, value_enum, default_value_t = Float::F32)]
+    dtype: Float,
     /// Seed of the weights.
     #[arg(long, value_name = "N", default_value_t = 0)]
     seed: u64,

@@ -3,8 +3,8 @@
 use super::run::MeterArgs;
 use super::shell::{self, Served};
 use clap::Args;
-use joulecast_crds::names::{ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, PROGRESS_PORT};
-use joulecast_runtime::pod as runtime_pod;
+use joulecast_crds::names::{ENV_COMPLETION_INDEX, ENV_POD_NAME, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, PROGRESS_PORT};
+use joulecast_runtime::pod::{self as runtime_pod, Environment};
 use joulecast_runtime::progress::server::Endpoint;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -24,19 +24,34 @@ pub(crate) struct PodArgs {
 /// Does the run of the environment's specification; the exit code tells what to do about a failure.
 pub(crate) fn pod(args: &PodArgs) -> anyhow::Result<u8> {
     let around = shell::surroundings();
-    let token = std::env::var(ENV_PROGRESS_TOKEN).unwrap_or_default();
+    let variable = |name: &str| std::env::var(name).ok();
+    let host = || std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let environment = Environment {
+        spec: variable(ENV_RUN_SPEC),
+        name: variable(ENV_POD_NAME).unwrap_or_else(host),
+        index: variable(ENV_COMPLETION_INDEX),
+    };
+    let order = runtime_pod::read_spec(&environment, args.metering.settings());
+    let token = variable(ENV_PROGRESS_TOKEN).unwrap_or_default();
     let endpoint = Endpoint::new(Arc::clone(&around.progress), &token);
     if endpoint.is_none() {
         tracing::warn!("{ENV_PROGRESS_TOKEN} is not set: progress is not served");
     }
-    shell::attend(around.stop.clone(), endpoint.map(|endpoint| Served { endpoint, port: args.progress_port }))?;
-    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    let json = std::env::var(ENV_RUN_SPEC).ok();
-    let spec = runtime_pod::read_spec(json.as_deref(), &host, args.metering.settings());
-    let (message, code) = runtime_pod::pod(spec, &around);
-    if let Err(error) = runtime_pod::write_message(&args.termination_log, &message) {
+    let grace = order.as_ref().map_or(shell::GRACE, |order| order.grace);
+    let served = endpoint.map(|endpoint| Served { endpoint, port: args.progress_port });
+    shell::attend(around.stop.clone(), grace, served)?;
+    let ended = runtime_pod::pod(order, &around);
+    let code = ended.code;
+    match runtime_pod::write_message(&args.termination_log, &ended.message) {
+        // Without that note a later attempt reports these joules once more, which the operator can tell by the names.
+        Ok(()) => {
+            drop(ended.reported().inspect_err(|error| tracing::error!(%error, "the journal lacks its last line")))
+        }
         // The run's results are there; the report can still be read in the log.
-        tracing::error!(path = %args.termination_log.display(), %error, report = message, "cannot write the report");
+        Err(error) => {
+            let path = args.termination_log.display();
+            tracing::error!(%path, %error, report = ended.message, "cannot write the report");
+        }
     }
     Ok(code)
 }

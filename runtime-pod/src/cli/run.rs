@@ -2,15 +2,21 @@
 
 use super::{OutputFormat, shell};
 use clap::{Args, ValueEnum};
-use joulecast_crds::names::exit;
+use joulecast_crds::names::{ENV_METER_SOCKET, exit};
+use joulecast_crds::run_spec::Task;
 use joulecast_meter::modelled::watts::Watts;
 use joulecast_meter::{Host, Milliwatts, choice, rapl};
+use joulecast_runtime::batch_file::parts::{Parts, Role, Who, beside};
 use joulecast_runtime::engine::{Dtype, EngineName, LoadOptions, Provider};
 use joulecast_runtime::report;
+use joulecast_runtime::run::share::Division;
 use joulecast_runtime::run::{Outcome, Run, run as run_engine};
 use std::io::{self, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+/// Begin of the names under which runs from a command line leave results.
+const RUN: &str = "run-";
 
 #[derive(Debug, Args)]
 pub(crate) struct RunArgs {
@@ -32,6 +38,9 @@ pub(crate) struct RunArgs {
     /// Replace the output file if it exists (once the new one is whole).
     #[arg(long)]
     overwrite: bool,
+    /// Go on with the latest interrupted run for this output, instead of beginning anew.
+    #[arg(long)]
+    resume: bool,
     /// Sequences that are decoded together.
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=4096))]
     batch: u32,
@@ -57,7 +66,8 @@ pub(crate) struct RunArgs {
 /// How energy is metered.
 #[derive(Debug, Args)]
 pub(crate) struct MeterArgs {
-    /// Meter: `auto` takes RAPL if it can be read, else the estimate; a meter named here is never replaced.
+    /// Meter: `auto` takes the node agent if there is a slot, else RAPL if it can be read, else the estimate; a meter named
+    /// here is never replaced.
     #[arg(long, value_enum, default_value_t = WantedMeter::Auto)]
     meter: WantedMeter,
     /// Seconds for which idle power is measured before the run (RAPL only); 0 leaves it out.
@@ -72,11 +82,14 @@ pub(crate) struct MeterArgs {
     /// Directory of the powercap zones.
     #[arg(long, value_name = "DIR", default_value = rapl::POWERCAP)]
     powercap: PathBuf,
+    /// Metering socket of the slot that this run holds; the node agent sets it in the pods that it gives a slot.
+    #[arg(long, value_name = "SOCKET", env = ENV_METER_SOCKET)]
+    slot: Option<PathBuf>,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 enum WantedMeter {
-    /// RAPL if it can be read, else the estimate.
+    /// The node agent if there is a slot, else RAPL if it can be read, else the estimate.
     Auto,
     /// RAPL through powercap.
     Rapl,
@@ -119,6 +132,7 @@ impl MeterArgs {
                 .zip(self.idle_watts)
                 .map(|(busy, idle)| Watts::set(milliwatts(busy), milliwatts(idle))),
             baseline: Duration::from_secs_f64(self.idle_seconds),
+            slot: self.slot.clone().map(|socket| choice::Slot { socket, job: None }),
         }
     }
 }
@@ -126,14 +140,31 @@ impl MeterArgs {
 /// Runs; the exit code is one of [`exit`].
 pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
     let around = shell::surroundings();
-    shell::attend(around.stop.clone(), None)?;
+    shell::attend(around.stop.clone(), shell::GRACE, None)?;
     let metering = args.metering.settings();
     let RunArgs {
-        model, engine, provider, input, out, overwrite, batch, threads, max_context, dtype, model_name, ..
+        model,
+        engine,
+        provider,
+        input,
+        out,
+        overwrite,
+        resume,
+        batch,
+        threads,
+        max_context,
+        dtype,
+        model_name,
+        ..
     } = args;
-    let name = || model.canonicalize().ok().as_ref()?.file_name().map(|name| name.to_string_lossy().into_owned());
+    let name = format!("{:x}-{:x}", shell::unix_seconds(), std::process::id());
+    let interrupted = interrupted(&out);
+    if let Some(run) = interrupted.as_ref().filter(|_| !resume) {
+        tracing::warn!(run, "an interrupted run left results for this output; --resume goes on from them");
+    }
+    let model_dir = || model.canonicalize().ok().as_ref()?.file_name().map(|name| name.to_string_lossy().into_owned());
     let run = Run {
-        model: model_name.or_else(name).unwrap_or_else(|| model.display().to_string()),
+        model: model_name.or_else(model_dir).unwrap_or_else(|| model.display().to_string()),
         load: LoadOptions {
             batch: batch as usize,
             threads: threads.map(|threads| threads as usize),
@@ -145,11 +176,17 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
         input,
         output: out,
         overwrite,
-        attempt: format!("{:x}-{:x}", shell::unix_seconds(), std::process::id()),
+        task: Task::Run,
+        id: interrupted.filter(|_| resume).unwrap_or_else(|| format!("{RUN}{name}")),
+        attempt: name.clone(),
+        who: Who { epoch: 0, role: Role::Run { configuration: 0, shard: 0 }, name },
+        division: Division::whole(),
         identity: None,
         metering,
+        forecast: None,
     };
-    let Outcome { report, failure, book } = run_engine(&run, &around);
+    let Outcome { report, failure, book, journal: _ } = run_engine(&run, &around);
+    tidy(&run, failure.is_none() || report.lines.done == 0);
     let totals = report::totals(&report, &book);
     let mut stdout = io::stdout().lock();
     match args.output {
@@ -163,6 +200,21 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
             failure.exit_code()
         }
     })
+}
+
+/// The directory of the latest interrupted run for an output.
+fn interrupted(out: &Path) -> Option<String> {
+    let entries = std::fs::read_dir(beside(out)).ok()?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    names.filter(|name| name.starts_with(RUN)).max()
+}
+
+/// Removes what lies beside the output, if nothing of it is of use any more.
+fn tidy(run: &Run, useless: bool) {
+    let removed = Parts::of(&run.output, &run.id).ok().filter(|parts| useless && parts.dir().exists());
+    if let Some(Err(error)) = removed.map(|parts| parts.remove()) {
+        tracing::warn!("{error}");
+    }
 }
 
 /// The totals for people.

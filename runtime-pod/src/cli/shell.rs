@@ -6,7 +6,7 @@ use joulecast_runtime::run::Surroundings;
 use joulecast_runtime::stop::Stop;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -35,8 +35,14 @@ pub(crate) struct Served {
     pub(crate) port: u16,
 }
 
-/// Starts a thread that turns SIGTERM and SIGINT into a request to stop, and serves progress. It ends with the process.
-pub(crate) fn attend(stop: Stop, served: Option<Served>) -> std::io::Result<()> {
+/// Time between the request to stop and the end, where nobody says: as Kubernetes has it.
+pub(crate) const GRACE: Duration = Duration::from_secs(30);
+/// Of that time, what is kept for the report: this, or half of it where there is little.
+const REPORT_TIME: Duration = Duration::from_secs(5);
+
+/// Starts a thread that turns SIGTERM and SIGINT into requests to stop, and serves progress. It ends with the process. The
+/// first signal lets the requests in flight end, as far as `grace` allows; the second one does not.
+pub(crate) fn attend(stop: Stop, grace: Duration, served: Option<Served>) -> std::io::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     let (mut terminate, mut interrupt) = {
         let _inside = runtime.enter();
@@ -50,14 +56,22 @@ pub(crate) fn attend(stop: Stop, served: Option<Served>) -> std::io::Result<()> 
                 Err(error) => tracing::warn!(port, %error, "progress is not served"),
             }
         }
-        loop {
-            let name = tokio::select! {
-                _ = terminate.recv() => "SIGTERM",
-                _ = interrupt.recv() => "SIGINT",
-            };
-            stop.request();
-            tracing::warn!(signal = name, "stopping after the step in hand");
+        let name = tokio::select! {
+            _ = terminate.recv() => "SIGTERM",
+            _ = interrupt.recv() => "SIGINT",
+        };
+        stop.drain();
+        let time = grace.saturating_sub(REPORT_TIME.min(grace / 2));
+        tracing::warn!(signal = name, seconds = time.as_secs_f64(), "finishing the requests in flight, then stopping");
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+            () = tokio::time::sleep(time) => {}
         }
+        stop.request();
+        tracing::warn!("stopping after the step in hand");
+        // Progress is served until the end.
+        std::future::pending::<()>().await;
     };
     std::thread::Builder::new().name("attend".to_owned()).spawn(move || runtime.block_on(work))?;
     Ok(())

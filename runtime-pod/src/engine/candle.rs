@@ -1,44 +1,43 @@
-//! The candle engine on the CPU: Llama and Qwen2 from safetensors.
+//! The candle engine on the CPU: Llama and Qwen2 from safetensors or GGUF.
 //!
 //! candle holds the tensors, looks up embeddings and strings the operations together; the matrix products, norms and
 //! attention inside are this crate's own kernels ([`crate::cpu`]), called through candle's custom operations. candle's
 //! own product for one row reached 40 % of what memory allows on the machine where this was measured, and has no
-//! KV cache that grows in place. 16-bit weights stay 16-bit in memory and are widened in registers; activations, sums
-//! and the KV cache are f32.
+//! KV cache that grows in place. 16-bit weights stay 16-bit in memory and are widened in registers, weights of 8 and 4 bits
+//! meet activations rounded to 8 bits; all other activations, sums and the KV cache are f32.
 
 mod forward;
 mod ops;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
 use super::config::ModelConfig;
-use super::weights::{Checkpoint, Values};
-use super::{
-    DEFAULT_MAX_CONTEXT, Dtype, Engine, EngineError, EngineInfo, EngineName, LoadOptions, Provider, SlotToken, Work,
-};
+use super::gguf::weights::GgufWeights;
+use super::slots::Slots;
+use super::weights::{Checkpoint, Source, Values};
+use super::{Dtype, Engine, EngineError, EngineInfo, EngineName, Float, LoadOptions, Provider, SlotToken, Work, size};
 use crate::cpu::Kernels;
 use crate::cpu::attention::{KvCache, Rope, Row};
-use crate::memory;
-use forward::{Layer, Logits, Model};
+use crate::cpu::packed::Bits;
+use forward::{Layer, Logits, Matrix, Model};
 
 /// The candle version that this crate is locked to (a test compares it with the lock file).
 const CANDLE_VERSION: &str = "0.11.1";
-/// Sequences in flight, at most.
-const MAX_SLOTS: usize = 1024;
-/// Compute threads, at most.
-const MAX_THREADS: usize = 1024;
 /// Rows of activations computed at once; longer prompts go through in pieces, so that scratch memory is bounded.
 const MAX_ROWS: usize = 512;
+
+const EMBEDDING: &str = "model.embed_tokens.weight";
+const OUTPUT: &str = "lm_head.weight";
 
 /// A model loaded into candle tensors.
 pub(super) struct CandleEngine {
     info: EngineInfo,
     model: Model,
     cache: KvCache,
-    /// Tokens in each slot.
-    lengths: Vec<usize>,
+    slots: Slots,
 }
 
 impl CandleEngine {
@@ -48,17 +47,20 @@ impl CandleEngine {
             let (engine, provider) = (EngineName::Candle, options.provider);
             return Err(EngineError::NoProvider { engine, provider, has: "cpu" });
         }
-        let slots = within("--batch", options.batch, MAX_SLOTS)?;
-        let threads = within("--threads", options.threads.unwrap_or_else(crate::threads::allowed), MAX_THREADS)?;
-        let config = ModelConfig::read(&options.model_dir)?;
-        let context = context(options.max_context, config.max_positions)?;
-        let mut files = Checkpoint::open(&options.model_dir)?;
-        let embedding = "model.embed_tokens.weight";
-        let dtype = options.dtype.or_else(|| files.dtype(embedding)).unwrap_or(Dtype::F32);
+        let (slots, threads) = size::slots_and_threads(options)?;
+        let (mut files, config) = open(&options.model_dir)?;
+        let context = size::context(options.max_context, config.max_positions)?;
+        let stored = |name: &str| options.dtype.or_else(|| files.dtype(name)).unwrap_or(Dtype::F32);
+        let dtype = stored("model.layers.0.mlp.down_proj.weight");
+        let output = stored(if config.tied { EMBEDDING } else { OUTPUT });
+        let form = options.dtype.map(Form::of).transpose()?;
 
-        let weight_bytes = config.parameters() * dtype.bytes() as u64;
+        let ends = (config.vocab * config.hidden) as u64;
+        let inside = config.parameters() - ends * if config.tied { 1 } else { 2 };
+        let step_weight_bytes = dtype.bytes_of(inside) + output.bytes_of(ends);
+        let weight_bytes = step_weight_bytes + if config.tied { 0 } else { stored(EMBEDDING).bytes_of(ends) };
         let kv_bytes_per_token = KvCache::bytes_per_position(config.layers, config.kv_heads, config.head_dim) as u64;
-        fits(weight_bytes, kv_bytes_per_token, slots, context)?;
+        size::fits(weight_bytes, kv_bytes_per_token, slots, context)?;
 
         let kernels = Kernels::new(threads);
         let info = EngineInfo {
@@ -74,29 +76,15 @@ impl CandleEngine {
             threads: kernels.pool.threads(),
             weight_bytes,
             kv_bytes_per_token,
-            work: Some(work(&config, dtype)),
+            work: Some(work(&config, step_weight_bytes)),
             isa: Some(kernels.isa.to_string()),
         };
-        let model = read_model(&mut files, config, dtype, kernels, context)?;
+        let model = read_model(&mut *files, config, form, kernels, context)?;
         files.finish()?;
         let ModelConfig { layers, heads, kv_heads, head_dim, .. } = model.config;
         let cache = KvCache::new(layers, slots, context, heads, kv_heads, head_dim);
-        Ok(Self { info, model, cache, lengths: vec![0; slots] })
-    }
-
-    /// Checks slot and tokens, and that the context holds `count` more.
-    fn check(&self, slot: usize, tokens: &[u32], count: usize) -> Result<(), EngineError> {
-        let misuse = |what: String| Err(EngineError::Misuse(what));
-        let Some(&length) = self.lengths.get(slot) else {
-            return misuse(format!("slot {slot} of {}", self.lengths.len()));
-        };
-        if length + count > self.info.context_length {
-            return misuse(format!("slot {slot} holds {length} of {} tokens; {count} more", self.info.context_length));
-        }
-        match tokens.iter().find(|&&t| t as usize >= self.info.vocab_size) {
-            Some(token) => misuse(format!("token {token} of a vocabulary of {}", self.info.vocab_size)),
-            None => Ok(()),
-        }
+        let slots = Slots::new(slots, context, info.vocab_size);
+        Ok(Self { info, model, cache, slots })
     }
 }
 
@@ -106,14 +94,11 @@ impl Engine for CandleEngine {
     }
 
     fn prefill(&mut self, slot: usize, tokens: &[u32], logits: Option<&mut [f32]>) -> Result<(), EngineError> {
-        self.check(slot, tokens, tokens.len())?;
-        if tokens.is_empty() || logits.as_ref().is_some_and(|l| l.len() != self.info.vocab_size) {
-            return Err(EngineError::Misuse("prefill without tokens, or with logits of another length".into()));
-        }
+        self.slots.check_prefill(slot, tokens, logits.as_ref().map(|l| l.len()))?;
         let mut logits = logits;
         let pieces = tokens.len().div_ceil(MAX_ROWS);
         for (i, piece) in tokens.chunks(MAX_ROWS).enumerate() {
-            let begin = self.lengths[slot];
+            let begin = self.slots.length(slot);
             let rows: Vec<Row> = (begin..begin + piece.len()).map(|position| Row { slot, position }).collect();
             let wanted = match logits.take() {
                 Some(to) if i + 1 == pieces => Logits::Last(to),
@@ -123,34 +108,24 @@ impl Engine for CandleEngine {
                 }
             };
             self.model.forward(&mut self.cache, piece, &rows, wanted).map_err(failed)?;
-            self.lengths[slot] += piece.len();
+            self.slots.add(slot, piece.len());
         }
         Ok(())
     }
 
     fn decode(&mut self, batch: &[SlotToken], logits: &mut [f32]) -> Result<(), EngineError> {
-        for (i, SlotToken { slot, token }) in batch.iter().enumerate() {
-            self.check(*slot, &[*token], 1)?;
-            if batch[..i].iter().any(|earlier| earlier.slot == *slot) {
-                return Err(EngineError::Misuse(format!("slot {slot} twice in one step")));
-            }
-        }
-        if batch.is_empty() || logits.len() != batch.len() * self.info.vocab_size {
-            return Err(EngineError::Misuse("a step without sequences, or with logits of another length".into()));
-        }
+        self.slots.check_decode(batch, logits.len())?;
         let tokens: Vec<u32> = batch.iter().map(|b| b.token).collect();
-        let rows: Vec<Row> = batch.iter().map(|b| Row { slot: b.slot, position: self.lengths[b.slot] }).collect();
+        let rows: Vec<Row> = batch.iter().map(|b| Row { slot: b.slot, position: self.slots.length(b.slot) }).collect();
         self.model.forward(&mut self.cache, &tokens, &rows, Logits::All(logits)).map_err(failed)?;
         for b in batch {
-            self.lengths[b.slot] += 1;
+            self.slots.add(b.slot, 1);
         }
         Ok(())
     }
 
     fn release(&mut self, slot: usize) {
-        if let Some(length) = self.lengths.get_mut(slot) {
-            *length = 0;
-        }
+        self.slots.clear(slot);
     }
 }
 
@@ -158,58 +133,92 @@ fn failed(error: candle_core::Error) -> EngineError {
     EngineError::Compute(error.to_string())
 }
 
-fn within(option: &'static str, value: usize, most: usize) -> Result<usize, EngineError> {
-    if (1..=most).contains(&value) {
-        Ok(value)
-    } else {
-        Err(EngineError::Option { option, problem: format!("{value} is out of range; give 1 to {most}") })
-    }
-}
-
 /// What a step costs.
-fn work(config: &ModelConfig, dtype: Dtype) -> Work {
-    let ModelConfig { hidden, intermediate, layers, vocab, heads, kv_heads, head_dim, tied, .. } = *config;
+fn work(config: &ModelConfig, step_weight_bytes: u64) -> Work {
+    let ModelConfig { hidden, intermediate, layers, vocab, heads, kv_heads, head_dim, .. } = *config;
     let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-    let embedding_only = if tied { 0 } else { vocab * hidden };
     Work {
-        step_weight_bytes: (config.parameters() - embedding_only as u64) * dtype.bytes() as u64,
+        step_weight_bytes,
         block_flops_per_token: (2 * layers * (hidden * (q + 2 * kv) + q * hidden + 3 * hidden * intermediate)) as u64,
         output_flops_per_row: (2 * hidden * vocab) as u64,
         attention_flops_per_position: (4 * layers * q) as u64,
     }
 }
 
-/// Tokens of one slot.
-fn context(wanted: Option<usize>, most: usize) -> Result<usize, EngineError> {
-    match wanted {
-        None => Ok(most.min(DEFAULT_MAX_CONTEXT)),
-        Some(n) if (2..=most).contains(&n) => Ok(n),
-        Some(n) => {
-            let problem =
-                format!("{n} is out of range; give 2 to the model's max_position_embeddings, which is {most}");
-            Err(EngineError::Option { option: "--max-context", problem })
+/// The model's files, and what they say of it: `config.json` with safetensors, or one GGUF file.
+fn open(dir: &Path) -> Result<(Box<dyn Source>, ModelConfig), EngineError> {
+    let fail = |problem: String| EngineError::Model { path: dir.to_owned(), problem };
+    let safetensors = ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| dir.join(name).exists());
+    let mut gguf: Vec<PathBuf> = match std::fs::read_dir(dir) {
+        Ok(entries) => {
+            entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "gguf")).collect()
+        }
+        Err(e) => return Err(fail(format!("{e}; --model must name a directory with the model's files"))),
+    };
+    gguf.sort();
+    match &gguf[..] {
+        [] => {
+            let config = ModelConfig::read(dir)?;
+            Ok((Box::new(Checkpoint::open(dir)?), config))
+        }
+        [file] if !safetensors => {
+            let (files, config) = GgufWeights::open(file)?;
+            Ok((Box::new(files), config))
+        }
+        [file, ..] if safetensors => Err(fail(format!(
+            "it holds safetensors and {}: it is not clear which is meant; keep one of them",
+            file.display()
+        ))),
+        several => {
+            Err(fail(format!("it holds {} GGUF files; keep one (a file split in parts must be merged)", several.len())))
         }
     }
 }
 
-/// Refuses what would be killed for its memory later.
-fn fits(weights: u64, kv_per_token: u64, slots: usize, context: usize) -> Result<(), EngineError> {
-    let kv = kv_per_token.saturating_mul(slots as u64).saturating_mul(context as u64);
-    let Some(free) = memory::available_bytes(Path::new("/")) else { return Ok(()) };
-    if weights.saturating_add(kv) <= free {
-        return Ok(());
+/// How matrices lie in memory.
+#[derive(Debug, Clone, Copy)]
+enum Form {
+    Plain(Float),
+    Packed(Bits),
+}
+
+impl Form {
+    fn of(dtype: Dtype) -> Result<Self, EngineError> {
+        match dtype {
+            Dtype::F32 => Ok(Self::Plain(Float::F32)),
+            Dtype::F16 => Ok(Self::Plain(Float::F16)),
+            Dtype::Bf16 => Ok(Self::Plain(Float::Bf16)),
+            Dtype::Q8_0 => Ok(Self::Packed(Bits::Eight)),
+            Dtype::Q4_0 => Ok(Self::Packed(Bits::Four)),
+            Dtype::Int8 | Dtype::Int4 => Err(EngineError::Option {
+                option: "--dtype",
+                problem: format!("the candle engine does not have {dtype}; give f32, f16, bf16, q8_0 or q4_0"),
+            }),
+        }
     }
-    let mib = |bytes: u64| bytes >> 20;
-    Err(EngineError::Option {
-        option: "--batch, --max-context",
-        problem: format!(
-            "the weights take {} MiB and the KV cache of {slots} slots of {context} tokens up to {} MiB, but this process \
-             may use {} MiB; lower --batch or --max-context, or give the pod more memory",
-            mib(weights),
-            mib(kv),
-            mib(free)
-        ),
-    })
+
+    /// The form in which the files have these; f32 where they differ, which holds all.
+    fn stored(files: &dyn Source, parts: &[(String, usize)]) -> Result<Self, EngineError> {
+        let mut types = parts.iter().map(|(name, _)| files.dtype(name));
+        let first = types.next().flatten();
+        Self::of(first.filter(|first| types.all(|other| other == Some(*first))).unwrap_or(Dtype::F32))
+    }
+
+    /// Reads matrices of `columns` columns one below the other, in the form asked for or in that of the files.
+    fn read(
+        form: Option<Self>,
+        files: &mut dyn Source,
+        parts: &[(String, usize)],
+        columns: usize,
+    ) -> Result<Matrix, EngineError> {
+        let rows = parts.iter().map(|p| p.1).sum();
+        match form.map_or_else(|| Self::stored(files, parts), Ok)? {
+            Self::Plain(float) => {
+                Ok(Matrix::Plain(tensor(files.read(parts, columns, float)?, &[rows, columns]).map_err(failed)?))
+            }
+            Self::Packed(bits) => Ok(Matrix::Packed(Arc::new(files.read_packed(parts, columns, bits)?))),
+        }
+    }
 }
 
 fn tensor(values: Values, shape: &[usize]) -> Result<Tensor, candle_core::Error> {
@@ -222,24 +231,20 @@ fn tensor(values: Values, shape: &[usize]) -> Result<Tensor, candle_core::Error>
 
 /// Reads all weights. Query, key and value become one matrix, gate and up another: fewer and larger products.
 fn read_model(
-    files: &mut Checkpoint,
+    files: &mut dyn Source,
     config: ModelConfig,
-    dtype: Dtype,
+    form: Option<Form>,
     kernels: Kernels,
     context: usize,
 ) -> Result<Model, EngineError> {
     let ModelConfig { hidden, intermediate, layers, vocab, tied, qkv_bias, o_bias, mlp_bias, .. } = config;
     let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    if tied && files.dtype("lm_head.weight").is_some() {
+    if tied && files.dtype(OUTPUT).is_some() {
         // transformers ties them too, whatever the file holds.
-        files.ignore("lm_head.weight");
+        files.ignore(OUTPUT);
     }
-    let mut matrix = |parts: &[(String, usize)], columns: usize| -> Result<Tensor, EngineError> {
-        let rows = parts.iter().map(|p| p.1).sum();
-        tensor(files.read(parts, columns, dtype)?, &[rows, columns]).map_err(failed)
-    };
-    let embedding = matrix(&[("model.embed_tokens.weight".into(), vocab)], hidden)?;
-    let output = if tied { embedding.clone() } else { matrix(&[("lm_head.weight".into(), vocab)], hidden)? };
+    let embedding = Form::read(form, files, &[(EMBEDDING.into(), vocab)], hidden)?;
+    let output = if tied { embedding.clone() } else { Form::read(form, files, &[(OUTPUT.into(), vocab)], hidden)? };
     let mut blocks = Vec::with_capacity(layers);
     for i in 0..layers {
         let name = |part: &str| format!("model.layers.{i}.{part}");
@@ -254,10 +259,9 @@ fn read_model(
         };
         let mut linear = |parts: &[(String, usize)], columns: usize, bias: bool| {
             let rows = parts.iter().map(|p| p.1).sum();
-            let weight =
-                tensor(files.read(&with(parts, "weight"), columns, dtype)?, &[rows, columns]).map_err(failed)?;
+            let weight = Form::read(form, files, &with(parts, "weight"), columns)?;
             let bias = match bias {
-                true => Some(tensor(files.read(&with(parts, "bias"), 1, Dtype::F32)?, &[rows]).map_err(failed)?),
+                true => Some(tensor(files.read(&with(parts, "bias"), 1, Float::F32)?, &[rows]).map_err(failed)?),
                 false => None,
             };
             Ok::<_, EngineError>(forward::Linear { weight, bias })
@@ -285,8 +289,8 @@ fn read_model(
 }
 
 /// A norm's weights, always f32.
-fn vector(files: &mut Checkpoint, name: String, width: usize) -> Result<Tensor, EngineError> {
-    tensor(files.read(&[(name, width)], 1, Dtype::F32)?, &[width]).map_err(failed)
+fn vector(files: &mut dyn Source, name: String, width: usize) -> Result<Tensor, EngineError> {
+    tensor(files.read(&[(name, width)], 1, Float::F32)?, &[width]).map_err(failed)
 }
 
 #[cfg(test)]

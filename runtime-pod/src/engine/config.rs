@@ -31,7 +31,7 @@ impl Architecture {
 }
 
 /// How rotary frequencies are stretched for contexts beyond the trained one.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum RopeScaling {
     /// Not at all.
     None,
@@ -39,6 +39,11 @@ pub enum RopeScaling {
     Linear {
         /// The factor.
         factor: f32,
+    },
+    /// Each frequency divided by a factor of its own, as GGUF files have it.
+    Divided {
+        /// The factors, one for each frequency.
+        factors: Vec<f32>,
     },
     /// Llama 3: low frequencies divided, high ones kept, a ramp between.
     Llama3 {
@@ -124,10 +129,11 @@ impl ModelConfig {
             let exponent = (2 * i) as f32 / self.head_dim as f32;
             1.0 / self.rope_theta.powf(exponent)
         });
-        match self.rope_scaling {
+        match &self.rope_scaling {
             RopeScaling::None => base.collect(),
+            RopeScaling::Divided { factors } => base.zip(factors).map(|(f, factor)| f / factor).collect(),
             RopeScaling::Linear { factor } => base.map(|f| f / factor).collect(),
-            RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => base
+            &RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original_context } => base
                 .map(|f| {
                     let wavelength = 2.0 * std::f32::consts::PI / f;
                     if wavelength < original_context / high_freq_factor {

@@ -13,7 +13,8 @@ use half::{bf16, f16};
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
-use super::{Dtype, EngineError};
+use super::{Dtype, EngineError, Float};
+use crate::cpu::packed::{self, BLOCK, Bits, Packed};
 
 /// Largest safetensors header that is read, in bytes; the format's own limit.
 const MAX_HEADER_BYTES: u64 = 100_000_000;
@@ -33,11 +34,29 @@ pub enum Values {
     Bf16(Vec<bf16>),
 }
 
+/// Files that hold a model's weights, under the names that Hugging Face's files of Llama and Qwen2 have.
+pub trait Source {
+    /// Type of a tensor in its file; `None` where there is none, or of a type that is not implemented.
+    fn dtype(&self, name: &str) -> Option<Dtype>;
+
+    /// Reads tensors of `columns` columns (rows of each beside its name; a vector has one column) one below the other.
+    fn read(&mut self, parts: &[(String, usize)], columns: usize, dtype: Float) -> Result<Values, EngineError>;
+
+    /// The same, packed; weights that are not stored so are rounded.
+    fn read_packed(&mut self, parts: &[(String, usize)], columns: usize, bits: Bits) -> Result<Packed, EngineError>;
+
+    /// Takes a tensor as read that the model does not need.
+    fn ignore(&mut self, name: &str);
+
+    /// Fails when a tensor of the model proper was not read: then the configuration describes another model.
+    fn finish(&self) -> Result<(), EngineError>;
+}
+
 /// Where one tensor lies.
 #[derive(Debug, Clone)]
 struct Entry {
     shard: usize,
-    dtype: Dtype,
+    dtype: Float,
     shape: Vec<usize>,
     offset: u64,
 }
@@ -94,9 +113,9 @@ impl Checkpoint {
                 continue;
             }
             let dtype = match info.dtype {
-                safetensors::Dtype::F32 => Dtype::F32,
-                safetensors::Dtype::F16 => Dtype::F16,
-                safetensors::Dtype::BF16 => Dtype::Bf16,
+                safetensors::Dtype::F32 => Float::F32,
+                safetensors::Dtype::F16 => Float::F16,
+                safetensors::Dtype::BF16 => Float::Bf16,
                 // A buffer of another type is no weight; a weight of another type is found missing later, so name it here.
                 _ if is_buffer(&tensor) => continue,
                 other => {
@@ -113,13 +132,35 @@ impl Checkpoint {
         Ok(())
     }
 
-    /// Type of a tensor in its file.
-    pub fn dtype(&self, name: &str) -> Option<Dtype> {
-        self.entries.get(name).map(|e| e.dtype)
+    fn stack<T: Weight>(&self, parts: &[(String, usize)], rows: usize, columns: usize) -> Result<Vec<T>, EngineError> {
+        let mut values = zeroed_on_huge_pages::<T>(rows * columns);
+        let mut rest = values.as_mut_slice();
+        for (name, height) in parts {
+            let (into, after) = rest.split_at_mut(height * columns);
+            rest = after;
+            let entry = &self.entries[name];
+            let (path, file) = &self.shards[entry.shard];
+            let done = if entry.dtype == T::DTYPE {
+                file.read_exact_at(bytemuck::cast_slice_mut(into), entry.offset).map_err(|e| e.to_string())
+            } else {
+                match entry.dtype {
+                    Float::F32 => convert::<f32, T>(file, entry.offset, into),
+                    Float::F16 => convert::<f16, T>(file, entry.offset, into),
+                    Float::Bf16 => convert::<bf16, T>(file, entry.offset, into),
+                }
+            };
+            done.map_err(|e| fail(path, format!("{name}: {e}")))?;
+        }
+        Ok(values)
+    }
+}
+
+impl Source for Checkpoint {
+    fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.entries.get(name).map(|e| e.dtype.into())
     }
 
-    /// Reads tensors of `columns` columns (rows of each beside its name; a vector has one column) one below the other.
-    pub fn read(&mut self, parts: &[(String, usize)], columns: usize, dtype: Dtype) -> Result<Values, EngineError> {
+    fn read(&mut self, parts: &[(String, usize)], columns: usize, dtype: Float) -> Result<Values, EngineError> {
         let mut rows = 0;
         for (name, height) in parts {
             let Some(entry) = self.entries.get(name) else {
@@ -137,41 +178,36 @@ impl Checkpoint {
             self.unused.remove(name);
         }
         match dtype {
-            Dtype::F32 => Ok(Values::F32(self.stack(parts, rows, columns)?)),
-            Dtype::F16 => Ok(Values::F16(self.stack(parts, rows, columns)?)),
-            Dtype::Bf16 => Ok(Values::Bf16(self.stack(parts, rows, columns)?)),
+            Float::F32 => Ok(Values::F32(self.stack(parts, rows, columns)?)),
+            Float::F16 => Ok(Values::F16(self.stack(parts, rows, columns)?)),
+            Float::Bf16 => Ok(Values::Bf16(self.stack(parts, rows, columns)?)),
         }
     }
 
-    /// Takes a tensor as read that the model does not need.
-    pub fn ignore(&mut self, name: &str) {
+    fn ignore(&mut self, name: &str) {
         self.unused.remove(name);
     }
 
-    fn stack<T: Weight>(&self, parts: &[(String, usize)], rows: usize, columns: usize) -> Result<Vec<T>, EngineError> {
-        let mut values = zeroed_on_huge_pages::<T>(rows * columns);
-        let mut rest = values.as_mut_slice();
-        for (name, height) in parts {
-            let (into, after) = rest.split_at_mut(height * columns);
-            rest = after;
-            let entry = &self.entries[name];
-            let (path, file) = &self.shards[entry.shard];
-            let done = if entry.dtype == T::DTYPE {
-                file.read_exact_at(bytemuck::cast_slice_mut(into), entry.offset).map_err(|e| e.to_string())
-            } else {
-                match entry.dtype {
-                    Dtype::F32 => convert::<f32, T>(file, entry.offset, into),
-                    Dtype::F16 => convert::<f16, T>(file, entry.offset, into),
-                    Dtype::Bf16 => convert::<bf16, T>(file, entry.offset, into),
-                }
-            };
-            done.map_err(|e| fail(path, format!("{name}: {e}")))?;
+    fn read_packed(&mut self, parts: &[(String, usize)], columns: usize, bits: Bits) -> Result<Packed, EngineError> {
+        if !columns.is_multiple_of(BLOCK) {
+            let problem =
+                format!("rows of {columns} weights cannot be cut into blocks of {BLOCK}; choose another --dtype");
+            return Err(fail(&self.dir, problem));
         }
-        Ok(values)
+        let mut packed = Packed::new(bits, columns, parts.iter().map(|p| p.1).collect());
+        let (mut row, mut raw) = (0, Vec::new());
+        for part in parts {
+            let Values::F32(values) = self.read(std::slice::from_ref(part), columns, Float::F32)? else { continue };
+            for values in values.chunks_exact(columns) {
+                packed::quantize(values, bits, &mut raw);
+                packed.set_row(row, &raw);
+                row += 1;
+            }
+        }
+        Ok(packed)
     }
 
-    /// Fails when a tensor of the model proper was not read: then config.json describes another model.
-    pub fn finish(self) -> Result<(), EngineError> {
+    fn finish(&self) -> Result<(), EngineError> {
         match self.unused.iter().find(|n| (n.starts_with("model.") || n.starts_with("lm_head.")) && !is_buffer(n)) {
             None => Ok(()),
             Some(name) => {
@@ -233,13 +269,13 @@ fn read_index(path: &Path) -> Result<HashMap<String, String>, EngineError> {
 
 /// A type of weights.
 pub(crate) trait Weight: bytemuck::Pod {
-    const DTYPE: Dtype;
+    const DTYPE: Float;
     fn to_f32(self) -> f32;
     fn from_f32(value: f32) -> Self;
 }
 
 impl Weight for f32 {
-    const DTYPE: Dtype = Dtype::F32;
+    const DTYPE: Float = Float::F32;
     fn to_f32(self) -> f32 {
         self
     }
@@ -249,7 +285,7 @@ impl Weight for f32 {
 }
 
 impl Weight for f16 {
-    const DTYPE: Dtype = Dtype::F16;
+    const DTYPE: Float = Float::F16;
     fn to_f32(self) -> f32 {
         f16::to_f32(self)
     }
@@ -259,7 +295,7 @@ impl Weight for f16 {
 }
 
 impl Weight for bf16 {
-    const DTYPE: Dtype = Dtype::Bf16;
+    const DTYPE: Float = Float::Bf16;
     fn to_f32(self) -> f32 {
         bf16::to_f32(self)
     }
@@ -275,12 +311,18 @@ fn convert<F: Weight, T: Weight>(file: &File, offset: u64, into: &mut [T]) -> Re
         let raw = &mut buffer[..chunk.len()];
         file.read_exact_at(bytemuck::cast_slice_mut(raw), offset).map_err(|e| e.to_string())?;
         offset += size_of_val(raw) as u64;
-        for (to, from) in chunk.iter_mut().zip(raw.iter()) {
-            let value = from.to_f32();
-            *to = T::from_f32(value);
-            if value.is_finite() && !to.to_f32().is_finite() {
-                return Err(format!("the weight {value} does not fit {}; choose another --dtype", T::DTYPE));
-            }
+        narrow(&raw[..], chunk)?;
+    }
+    Ok(())
+}
+
+/// Values in another type; an error where one does not fit.
+pub(crate) fn narrow<F: Weight, T: Weight>(from: &[F], into: &mut [T]) -> Result<(), String> {
+    for (to, from) in into.iter_mut().zip(from) {
+        let value = from.to_f32();
+        *to = T::from_f32(value);
+        if value.is_finite() && !to.to_f32().is_finite() {
+            return Err(format!("the weight {value} does not fit {}; choose another --dtype", T::DTYPE));
         }
     }
     Ok(())

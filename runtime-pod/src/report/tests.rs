@@ -1,10 +1,30 @@
 //! The report's size, whatever is in it.
 
 use super::*;
-use joulecast_crds::report::{LineCounts, Report};
+use joulecast_crds::report::{EarlierAttempt, JournalTotals, LineCounts, Report};
 use joulecast_crds::run_spec::RunIdentity;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+
+fn earlier(number: u32) -> EarlierAttempt {
+    EarlierAttempt {
+        epoch: u32::MAX,
+        configuration: u32::MAX,
+        shard: number,
+        attempt: "a".repeat(63),
+        totals: JournalTotals {
+            source: EnergySource::Modelled,
+            partial: true,
+            window_milliseconds: 1 << 40,
+            gross_millijoules: Some(3 << 40),
+            idle_millijoules: Some(1 << 40),
+            net_millijoules: Some(2 << 40),
+            lines_done: 1 << 40,
+            tokens_in: 1 << 40,
+            tokens_out: 1 << 40,
+        },
+    }
+}
 
 fn full(text: &str, times: usize, notes: usize, domains: usize) -> Report {
     let long = text.repeat(times);
@@ -17,6 +37,8 @@ fn full(text: &str, times: usize, notes: usize, domains: usize) -> Report {
             epoch: u32::MAX,
             configuration: u32::MAX,
         }),
+        shard: u32::MAX,
+        attempt: long.clone(),
         engine: crds::EngineName::Torchscript,
         engine_version: long.clone(),
         provider: crds::Provider::Openvino,
@@ -24,7 +46,7 @@ fn full(text: &str, times: usize, notes: usize, domains: usize) -> Report {
         dtype: long.clone(),
         batch: u32::MAX,
         threads: u32::MAX,
-        lines: LineCounts { total: u64::MAX, done: u64::MAX, failed: u64::MAX },
+        lines: LineCounts { total: u64::MAX, done: u64::MAX, failed: u64::MAX, taken_over: u64::MAX },
         tokens_in: u64::MAX,
         tokens_out: u64::MAX,
         milliseconds: PhaseMilliseconds {
@@ -51,7 +73,13 @@ fn full(text: &str, times: usize, notes: usize, domains: usize) -> Report {
             gpu_mean_millis: Some(u64::MAX),
             gpu_memory_peak_bytes: Some(u64::MAX),
         },
+        artifact_digest: Some(format!("files-sha256:{}", "f".repeat(64))),
+        request_sums: None,
         output_sha256: Some("f".repeat(64)),
+        merge_pending: true,
+        repeated_lines: u64::MAX,
+        earlier: Vec::new(),
+        earlier_summed: None,
         failure: Some(Failure { reason: long.clone(), message: long }),
     }
 }
@@ -60,6 +88,22 @@ fn full(text: &str, times: usize, notes: usize, domains: usize) -> Report {
 fn a_small_report_is_whole() {
     let report = full("x", 10, 2, 3);
     assert_eq!(serde_json::from_str::<Report>(&message(&report)).unwrap(), report);
+}
+
+#[test]
+fn the_joules_of_all_earlier_attempts_are_there_one_by_one_or_summed() {
+    for (attempts, notes) in [(0u32, 0), (8, 0), (9, 0), (8, 20), (3, 50), (500, 50)] {
+        let mut report = full("x", 50, notes, 3);
+        report.earlier = (0..attempts).map(earlier).collect();
+        let read: Report = serde_json::from_str(&message(&report)).unwrap();
+        let single = read.earlier.len() as u32;
+        let (summed, joules) =
+            read.earlier_summed.as_ref().map_or((0, 0), |sum| (sum.attempts, sum.totals.gross_millijoules.unwrap()));
+        assert_eq!(single + summed, attempts);
+        assert_eq!(u64::from(single) * (3 << 40) + joules, u64::from(attempts) * (3 << 40));
+        assert!(read.earlier.iter().zip(0..).all(|(earlier, number)| earlier.shard == number), "newest first");
+        assert!((attempts.min(3)..=8).contains(&single), "{single} of {attempts}");
+    }
 }
 
 #[test]
@@ -80,8 +124,10 @@ proptest! {
         times in 0..20_000usize,
         notes in 0..50usize,
         domains in 0..300usize,
+        attempts in 0..40u32,
     ) {
-        let report = full(text, times, notes.min(2_000_000 / (times + 1)), domains);
+        let mut report = full(text, times, notes.min(2_000_000 / (times + 1)), domains);
+        report.earlier = (0..attempts).map(earlier).collect();
         let json = message(&report);
         prop_assert!(json.len() <= TERMINATION_MESSAGE_BYTES, "{} bytes", json.len());
         let read: Report = serde_json::from_str(&json).unwrap();

@@ -1,5 +1,6 @@
 //! Why a run ended early, with the reason that becomes a condition and the exit code that tells what to do about it.
 
+use crate::assignment::AssignmentError;
 use crate::batch_file::OutputError;
 use crate::engine::EngineError;
 use crate::tokenizer::TokenizerError;
@@ -48,9 +49,38 @@ pub enum RunFailure {
     /// The system gives no thread.
     #[error("cannot start a thread: {0}")]
     Thread(io::Error),
+    /// The assignment of lines to configurations.
+    #[error("{0}")]
+    Assignment(#[from] AssignmentError),
+    /// An interrupted run of another model or engine lies beside the output.
+    #[error(
+        "{}: the interrupted run was of {theirs}, this one is of {ours}; resume it with its own options, or remove the \
+         directory", dir.display()
+    )]
+    OtherRun {
+        /// Where it lies.
+        dir: PathBuf,
+        /// Model, engine and provider of the interrupted run.
+        theirs: String,
+        /// Those of this one.
+        ours: String,
+    },
+    /// Results cannot be put together because there are not all of them.
+    #[error("{missing} of {of} lines have no result, the first is line {line}; let the runs that they belong to go on")]
+    ResultsMissing {
+        /// Lines without a result.
+        missing: u64,
+        /// Lines of the input.
+        of: u64,
+        /// The first of them.
+        line: u64,
+    },
     /// It was asked to stop.
-    #[error("stopped on request; a new attempt begins anew")]
+    #[error("stopped on request; a new attempt goes on from the results that are there")]
     Stopped,
+    /// Another attempt took over.
+    #[error("a newer attempt works on the same lines, or a newer plan replaced this one's; this attempt ended for it")]
+    Superseded,
     /// The run panicked: a bug.
     #[error("internal error (panic): {0}")]
     Panicked(String),
@@ -68,6 +98,7 @@ impl RunFailure {
             Self::Engine(error) => match error {
                 EngineError::NotInBuild { .. }
                 | EngineError::NotImplemented { .. }
+                | EngineError::NoLibrary { .. }
                 | EngineError::NoProvider { .. } => "EngineUnavailable",
                 EngineError::Model { .. } => "ModelInvalid",
                 EngineError::Option { .. } => "OptionInvalid",
@@ -76,7 +107,11 @@ impl RunFailure {
             Self::Tokenizer(_) => "ModelInvalid",
             Self::Meter(_) => "MeterUnavailable",
             Self::Thread(_) => "SystemFailed",
+            Self::Assignment(_) => "AssignmentInvalid",
+            Self::OtherRun { .. } => "OptionInvalid",
+            Self::ResultsMissing { .. } => "ResultsMissing",
             Self::Stopped => "Stopped",
+            Self::Superseded => "Superseded",
         }
     }
 
@@ -84,11 +119,19 @@ impl RunFailure {
     #[must_use]
     pub fn exit_code(&self) -> u8 {
         match self.reason() {
-            "Stopped" => exit::STOPPED,
+            "Stopped" | "Superseded" => exit::STOPPED,
             "EngineUnavailable" | "ModelInvalid" | "OptionInvalid" | "OutputExists" | "MeterUnavailable" => {
                 exit::INVALID
             }
-            _ if matches!(self, Self::Input { .. } | Self::Output(OutputError::NoName(_))) => exit::INVALID,
+            _ if matches!(
+                self,
+                Self::Input { .. }
+                    | Self::Output(OutputError::NoName(_))
+                    | Self::Assignment(AssignmentError::Other { .. })
+            ) =>
+            {
+                exit::INVALID
+            }
             _ => exit::FAILED,
         }
     }

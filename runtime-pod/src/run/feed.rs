@@ -1,10 +1,14 @@
 //! What the generation loop works through: lines become requests, completions become results.
 
+use super::share::{Share, Survey};
 use super::{RunFailure, Surroundings};
 use crate::attribution::Shares;
+use crate::batch_file::record::Head;
+use crate::batch_file::request::custom_id_of;
 use crate::batch_file::result::{Frame, LineEnergy};
 use crate::batch_file::{BatchRequest, Content, CustomIds, Endpoint, LineProblem, Lines, Output, Prompt};
 use crate::generate::{Completion, Failure, Phase, Request, RequestProblem, Step, Workload};
+use crate::request_sums::RequestTally;
 use crate::tokenizer::{Tokenizer, TokenizerError};
 use joulecast_crds::report::LineCounts;
 use joulecast_meter::{Microjoules, Source};
@@ -48,17 +52,20 @@ pub struct Energy<'a> {
     source: Source,
     meter: String,
     shares: Shares,
+    /// The share of the line that ended last.
+    latest: Option<Microjoules>,
 }
 
 impl<'a> Energy<'a> {
     /// Generation begins: from now on energy is handed out to lines. `gross` gives the meter's running total.
     pub fn begin(gross: &'a dyn Fn() -> Option<Microjoules>, source: Source, meter: &str) -> Self {
-        Self { gross, source, meter: meter.to_owned(), shares: Shares::begin(gross()) }
+        Self { gross, source, meter: meter.to_owned(), shares: Shares::begin(gross()), latest: None }
     }
 
     fn end(&mut self, device: Duration) -> (LineEnergy<'_>, Option<Microjoules>) {
         let gross = (self.gross)();
         let share = self.shares.end(device, gross);
+        self.latest = share;
         let source = if share.is_some() { self.source } else { Source::Unavailable };
         (LineEnergy::new(share, source, &self.meter), gross)
     }
@@ -66,15 +73,14 @@ impl<'a> Energy<'a> {
 
 /// A line whose result is not there yet.
 struct Flight {
-    place: u64,
+    head: Head,
     custom_id: String,
     endpoint: Endpoint,
 }
 
 /// A line that failed, and how.
 struct Failed<'a> {
-    place: u64,
-    line: u64,
+    head: Head,
     custom_id: Option<&'a str>,
     status: u16,
     code: &'a str,
@@ -91,6 +97,9 @@ pub struct Feed<'a, R> {
     frame: Frame,
     energy: Energy<'a>,
     around: &'a Surroundings,
+    share: Share,
+    /// Lines that were answered before are counted already.
+    surveyed: bool,
     /// By line number; at most as many as the engine has slots.
     flights: HashMap<u64, Flight>,
     ended: bool,
@@ -103,12 +112,14 @@ pub struct Feed<'a, R> {
 /// What was done.
 #[derive(Debug, Default)]
 pub struct Tally {
-    /// Counts of lines; `total` counts those that were read.
+    /// Counts of the run's own lines; `total` counts those that were read, or surveyed.
     pub lines: LineCounts,
     /// Prompt tokens of completed lines.
     pub tokens_in: u64,
     /// Generated tokens of completed lines.
     pub tokens_out: u64,
+    /// The completed requests as a whole.
+    pub requests: RequestTally,
     /// Energy handed out to lines.
     pub energy: Option<Microjoules>,
     /// Why it could not go on.
@@ -118,7 +129,9 @@ pub struct Tally {
 }
 
 impl<'a, R: BufRead> Feed<'a, R> {
-    /// A feed from the beginning of `lines`.
+    /// A feed from the beginning of `lines`. `share` says which of them are to be answered; those that have a result
+    /// already are not, and have been counted if there was a survey.
+    #[allow(clippy::too_many_arguments, reason = "what a run has, and each once")]
     pub fn new(
         lines: Lines<R>,
         encoder: &'a dyn Encoder,
@@ -127,9 +140,11 @@ impl<'a, R: BufRead> Feed<'a, R> {
         frame: Frame,
         energy: Energy<'a>,
         around: &'a Surroundings,
+        (share, survey): (Share, Option<Survey>),
     ) -> Self {
         let now = (around.clock)();
-        Self {
+        let counted = |Survey { own, done, failed, .. }| LineCounts { total: own, done, failed, taken_over: done };
+        let feed = Self {
             lines,
             encoder,
             ids,
@@ -137,13 +152,22 @@ impl<'a, R: BufRead> Feed<'a, R> {
             frame,
             energy,
             around,
+            share,
+            surveyed: survey.is_some(),
             flights: HashMap::new(),
             ended: false,
-            tally: Tally::default(),
+            tally: Tally { lines: survey.map(counted).unwrap_or_default(), ..Tally::default() },
             decoded: 0,
             shown: now,
             logged: now,
-        }
+        };
+        feed.show(None);
+        feed
+    }
+
+    /// Adds up completed requests here; one without a forecast unless this is called.
+    pub fn tally_requests(&mut self, requests: RequestTally) {
+        self.tally.requests = requests;
     }
 
     /// Ends the feed.
@@ -154,20 +178,46 @@ impl<'a, R: BufRead> Feed<'a, R> {
         self.tally
     }
 
+    /// No further request is to be begun.
     fn halted(&self) -> bool {
         self.tally.failure.is_some() || self.around.stop.requested()
     }
 
-    /// The next line that is a request; results of those that are none are written on the way.
+    /// The next line that is a request of this run without a result; results of lines that are no requests are written
+    /// on the way.
     fn next(&mut self) -> Result<Option<Request>, RunFailure> {
         let limit = self.lines.limit();
         while !self.halted() {
+            if self.share.is_over() {
+                self.ended = true;
+                return Ok(None);
+            }
             let read_error = |source| RunFailure::Read { path: PathBuf::new(), source };
             let Some(line) = self.lines.next_line().map_err(read_error)? else {
                 self.ended = true;
                 return Ok(None);
             };
-            let (number, place) = (line.number, line.place);
+            let own = self.share.owns_next()?;
+            let head = Head { line: line.number, place: line.place, request: line.content.checksum(), failed: false };
+            let number = head.line;
+            let taken = self.output.taken(head.place, head.request)?;
+            if own && !self.surveyed {
+                self.tally.lines.total += 1;
+            }
+            if let Some(entry) = taken.filter(|_| own && !self.surveyed) {
+                self.tally.lines.taken_over += 1;
+                self.tally.lines.failed += u64::from(entry.failed);
+                self.tally.lines.done += 1;
+            }
+            if let (Some(entry), Content::Bytes(bytes)) = (taken, &line.content)
+                && !entry.failed
+            {
+                // It was a request once, so it is one; only its id matters for the lines that follow.
+                if let Some(id) = custom_id_of(bytes) {
+                    self.ids.note(&id, number).map_err(RunFailure::Ids)?;
+                }
+                continue;
+            }
             let parsed = match line.content {
                 Content::Bytes(bytes) => BatchRequest::parse(bytes),
                 Content::TooLong(length) => Err(LineProblem {
@@ -176,7 +226,6 @@ impl<'a, R: BufRead> Feed<'a, R> {
                     message: format!("{length} bytes; a line has at most {limit}"),
                 }),
             };
-            self.tally.lines.total += 1;
             let custom_id = match &parsed {
                 Ok(request) => Some(&request.custom_id),
                 Err(problem) => problem.custom_id.as_ref(),
@@ -185,6 +234,9 @@ impl<'a, R: BufRead> Feed<'a, R> {
                 Some(id) => self.ids.note(id, number).map_err(RunFailure::Ids)?,
                 None => None,
             };
+            if taken.is_some() || !own {
+                continue;
+            }
             let prepared = match (first, parsed) {
                 (Some(first), parsed) => Err(LineProblem {
                     code: "duplicate_custom_id",
@@ -194,14 +246,13 @@ impl<'a, R: BufRead> Feed<'a, R> {
                         Err(problem) => problem.custom_id,
                     },
                 }),
-                (None, Ok(request)) => self.prepare(place, number, request),
+                (None, Ok(request)) => self.prepare(head, request),
                 (None, Err(problem)) => Err(problem),
             };
             match prepared {
                 Ok(request) => return Ok(Some(request)),
                 Err(LineProblem { custom_id, code, message }) => self.write_failed(&Failed {
-                    place,
-                    line: number,
+                    head,
                     custom_id: custom_id.as_deref(),
                     status: 400,
                     code,
@@ -213,7 +264,7 @@ impl<'a, R: BufRead> Feed<'a, R> {
         Ok(None)
     }
 
-    fn prepare(&mut self, place: u64, number: u64, request: BatchRequest) -> Result<Request, LineProblem> {
+    fn prepare(&mut self, head: Head, request: BatchRequest) -> Result<Request, LineProblem> {
         let BatchRequest { custom_id, endpoint, prompt, max_tokens, sampling, stop, ignore_eos } = request;
         let prompt = match prompt {
             Prompt::Tokens(tokens) => Ok(tokens),
@@ -222,7 +273,8 @@ impl<'a, R: BufRead> Feed<'a, R> {
         };
         match prompt {
             Ok(prompt) => {
-                self.flights.insert(number, Flight { place, custom_id, endpoint });
+                let number = head.line;
+                self.flights.insert(number, Flight { head, custom_id, endpoint });
                 // Without a limit the slot's context is the limit.
                 let max_tokens = max_tokens.unwrap_or(u32::MAX);
                 Ok(Request { id: number, prompt, max_tokens, sampling, stop, ignore_eos })
@@ -235,9 +287,10 @@ impl<'a, R: BufRead> Feed<'a, R> {
 
     fn write_failed(&mut self, failed: &Failed<'_>) -> Result<(), RunFailure> {
         let (energy, gross) = self.energy.end(failed.device);
-        let message = format!("line {}: {}", failed.line, failed.message);
-        let result = self.frame.failed((failed.line, failed.custom_id), failed.status, (failed.code, &message), energy);
-        self.output.append(failed.place, failed.line, &serde_json::to_vec(&result)?)?;
+        let head = Head { failed: true, ..failed.head };
+        let message = format!("line {}: {}", head.line, failed.message);
+        let result = self.frame.failed((head.line, failed.custom_id), failed.status, (failed.code, &message), energy);
+        self.output.append(&head, &serde_json::to_vec(&result)?)?;
         self.tally.lines.failed += 1;
         self.count_done(gross);
         Ok(())
@@ -249,9 +302,11 @@ impl<'a, R: BufRead> Feed<'a, R> {
         let created = (self.around.unix_seconds)();
         let name = (completion.id, flight.custom_id.as_str());
         let result = self.frame.completed(name, flight.endpoint, completion, created, energy);
-        self.output.append(flight.place, completion.id, &serde_json::to_vec(&result)?)?;
-        self.tally.tokens_in += u64::from(completion.prompt_tokens);
-        self.tally.tokens_out += completion.tokens.len() as u64;
+        self.output.append(&flight.head, &serde_json::to_vec(&result)?)?;
+        let (tokens_in, tokens_out) = (u64::from(completion.prompt_tokens), completion.tokens.len() as u64);
+        self.tally.tokens_in += tokens_in;
+        self.tally.tokens_out += tokens_out;
+        self.tally.requests.add(tokens_in, tokens_out, self.energy.latest, completion.timings.device());
         self.count_done(gross);
         Ok(())
     }
@@ -261,10 +316,12 @@ impl<'a, R: BufRead> Feed<'a, R> {
         self.show(gross);
     }
 
-    fn show(&mut self, gross: Option<Microjoules>) {
+    fn show(&self, gross: Option<Microjoules>) {
         // Every sequence's first token comes out of prefill, all others out of decode steps.
         let tokens = self.tally.tokens_out.max(self.decoded);
-        self.around.progress.set(self.tally.lines.done, self.tally.lines.failed, tokens, gross);
+        let LineCounts { done, failed, taken_over, .. } = self.tally.lines;
+        self.around.progress.set(done, failed, tokens, gross);
+        self.around.progress.set_own(done - taken_over, self.tally.tokens_in, self.tally.tokens_out);
     }
 
     fn take(&mut self, result: Result<(), RunFailure>) {
@@ -300,8 +357,7 @@ impl<R: BufRead> Workload for Feed<'_, R> {
             RequestProblem::NotANumber { .. } | RequestProblem::Undecodable(_) => (500, "generation_failed"),
         };
         let result = self.write_failed(&Failed {
-            place: flight.place,
-            line: failure.id,
+            head: flight.head,
             custom_id: Some(&flight.custom_id),
             status,
             code,
@@ -312,7 +368,8 @@ impl<R: BufRead> Workload for Feed<'_, R> {
     }
 
     fn should_stop(&self) -> bool {
-        self.halted()
+        // Those in flight are finished unless time is up.
+        self.tally.failure.is_some() || self.around.stop.halted()
     }
 
     fn now(&self) -> Duration {

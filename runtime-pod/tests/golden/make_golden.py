@@ -1,6 +1,8 @@
-"""Makes the golden values that the candle engine is tested against.
+"""Makes the golden values that the engines are tested against.
 
     python make_golden.py tiny     # the tiny random models and their golden.json
+    python make_golden.py onnx     # model.onnx in some of them, and tiny-gpt-neox, which has nothing else (runs with tools/requirements.txt)
+    python make_golden.py gguf     # the files in gguf, with golden values of the weights that they hold (runs with tools/requirements.txt)
     python make_golden.py demo     # golden.json, tokens.json and chat.json for ../../../tests/demo/model
 
 The reference is Hugging Face transformers on CPU: weights in float32 (bf16 weights are upcast when
@@ -16,7 +18,7 @@ import numpy as np
 import torch
 import transformers
 from safetensors.torch import save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, GPTNeoXConfig, GPTNeoXForCausalLM, LlamaConfig, LlamaForCausalLM
 from transformers import Qwen2Config, Qwen2ForCausalLM
 
 HERE = pathlib.Path(__file__).resolve().parent
@@ -285,13 +287,83 @@ def demo():
     print("demo:", [round(min(c["margins"]), 5) for c in cases], [len(c["generated_ids"]) for c in cases])
 
 
+# What the ONNX engine is tested on: rotary positions inside attention, with tied and untied output layers; and positions as
+# an input (GPT-NeoX turns only a part of each head).
+ONNX = ["tiny-llama", "tiny-qwen2-tied", "tiny-gpt-neox"]
+
+
+def onnx():
+    import sys
+    sys.path.insert(0, str(HERE.parents[2] / "tools"))
+    from packing import decoder, onnx_graph
+
+    name, seed = "tiny-gpt-neox", 107
+    folder = HERE / name
+    folder.mkdir(exist_ok=True)
+    config = GPTNeoXConfig(vocab_size=VOCAB, hidden_size=64, intermediate_size=72, num_hidden_layers=2, num_attention_heads=4,
+                           max_position_embeddings=512, rotary_pct=0.25, bos_token_id=0, eos_token_id=1)
+    model = GPTNeoXForCausalLM(config).eval()
+    randomise(model, seed)
+    config.save_pretrained(folder)
+    rng = random.Random(seed)
+    cases = [greedy(model, [rng.randrange(2, VOCAB) for _ in range(length)], STEPS) for length in PROMPT_LENGTHS]
+    for case in cases:
+        check_without_cache(model, case)
+    compact({**header(config), "cases": cases}, folder / "golden.json")
+    print(f"{name}: least margin {min(min(c['margins']) for c in cases)}")
+    for folder in (HERE / n for n in ONNX):
+        source = model if folder.name == name else decoder.load(folder)
+        onnx_graph.save(onnx_graph.build(decoder.read(source), "f32"), str(folder / "model.onnx"), None)
+
+
+def gguf():
+    """Weights in GGUF, and what transformers makes of exactly these weights: rounding them is not what is tested."""
+    import sys
+    sys.path.insert(0, str(HERE.parents[2] / "tools"))
+    from gguf import GGUFReader, quants
+    from packing import decoder, gguf_file
+
+    out = HERE / "gguf"
+    out.mkdir(exist_ok=True)
+    for name in ("tiny-llama3-rope", "tiny-qwen2"):
+        # f32: the golden values are those of the folder
+        model = decoder.load(HERE / name)
+        gguf_file.write(decoder.read(model), model.config, "f32", str(out / f"{name}.gguf"))
+    shape = {**COMMON, "intermediate_size": 96, "num_key_value_heads": 1}
+    for dtype, seed, kind in (("q8_0", 108, "llama"), ("q4_0", 109, "llama"), ("q8_0", 110, "qwen2"), ("f16", 111, "llama")):
+        config = LlamaConfig(**shape, rms_norm_eps=1e-5) if kind == "llama" else Qwen2Config(**shape, rms_norm_eps=1e-5)
+        model = (LlamaForCausalLM if kind == "llama" else Qwen2ForCausalLM)(config).eval()
+        randomise(model, seed)
+        path = out / f"tiny-{kind}-{dtype}.gguf"
+        gguf_file.write(decoder.read(model), model.config, dtype, str(path))
+        # The model with the weights as the file has them; biases and norms are f32 there and stay.
+        stored = {t.name: quants.dequantize(t.data, t.tensor_type) for t in GGUFReader(path).tensors}
+        parts = {"attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj", "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+                 "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"}
+        state = model.state_dict()
+        heads = {"attn_q": config.num_attention_heads, "attn_k": config.num_key_value_heads}
+        for i in range(config.num_hidden_layers):
+            for own, theirs in parts.items():
+                w = stored[f"blk.{i}.{own}.weight"]
+                if kind == "llama" and own in heads:
+                    w = w.reshape(heads[own], w.shape[0] // heads[own] // 2, 2, -1).swapaxes(1, 2).reshape(w.shape)
+                state[f"model.layers.{i}.{theirs}.weight"] = torch.tensor(np.ascontiguousarray(w))
+        state["model.embed_tokens.weight"] = torch.tensor(stored["token_embd.weight"])
+        state["lm_head.weight"] = torch.tensor(stored["output.weight"])
+        model.load_state_dict(state)
+        rng = random.Random(seed)
+        cases = [greedy(model, [rng.randrange(2, VOCAB) for _ in range(length)], STEPS) for length in PROMPT_LENGTHS]
+        compact({**header(config), "cases": cases}, out / f"tiny-{kind}-{dtype}.json")
+        print(f"{path.name}: least margin {min(min(c['margins']) for c in cases)}")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tiny", "demo"])
+    parser.add_argument("what", choices=["tiny", "onnx", "gguf", "demo"])
     torch.set_num_threads(1)
     np.random.seed(0)
     torch.manual_seed(0)
-    {"tiny": tiny, "demo": demo}[parser.parse_args().what]()
+    {"tiny": tiny, "onnx": onnx, "gguf": gguf, "demo": demo}[parser.parse_args().what]()
 
 
 if __name__ == "__main__":

@@ -69,6 +69,19 @@ machine_down() {
     remove_cgroups "$node"
 }
 
+# The others get their share of the machine back. Addresses go by position, so only the last one can go.
+remove_node() {
+    local node=$1 other
+    [ "$(node_names | tail -n 1)" = "$node" ] && [ "$(node_names | wc -l)" -gt 1 ] ||
+        fail "only the node that was added last can be removed, and not the only one; there are: $(node_names | tr '\n' ' ')"
+    machine_down "$node"
+    kube delete node "$node" --ignore-not-found >/dev/null
+    sed -i '$d' "$state/node-names"
+    rm -rf --one-file-system "$state/nodes/$node"
+    for other in $(node_names); do kubelet_up "$other"; done
+    for other in $(node_names); do wait_for_node "$other"; done
+}
+
 # Ready, with a heartbeat of this kubelet (what is stored may be of the last boot), and pods may be placed there.
 node_ready() {
     local node=$1 ready heartbeat taints

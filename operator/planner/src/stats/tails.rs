@@ -11,6 +11,19 @@ pub fn student_two_sided(t: f64, freedom: f64) -> f64 {
     incomplete_beta(0.5 * freedom, 0.5, freedom / (freedom + t * t))
 }
 
+/// The t for which P(|T| <= t) = 0.95 for Student's t with `freedom` > 0 degrees of freedom: what a 95 % confidence
+/// interval of a mean is made of.
+#[must_use]
+pub fn student_quantile_95(freedom: f64) -> f64 {
+    // At 1 degree of freedom it is 12.71; below that many are not asked for.
+    let (mut low, mut high) = (0.0_f64, 1e4_f64);
+    for _ in 0..80 {
+        let middle = 0.5 * (low + high);
+        if student_two_sided(middle, freedom) > 0.05 { low = middle } else { high = middle }
+    }
+    0.5 * (low + high)
+}
+
 /// P(F >= f) for Fisher's F with the given degrees of freedom above and below.
 #[must_use]
 pub fn fisher(f: f64, above: f64, below: f64) -> f64 {
@@ -110,6 +123,13 @@ mod tests {
         close(student_two_sided(63.656_74, 1.0), 0.01, 1e-7);
         assert_eq!(student_two_sided(0.0, 3.0), 1.0);
         assert!(student_two_sided(f64::NAN, 3.0).is_nan());
+    }
+
+    #[test]
+    fn student_s_quantile_at_tabled_points() {
+        for (freedom, t) in [(1.0, 12.706_2), (2.0, 4.302_65), (9.0, 2.262_16), (100.0, 1.983_97)] {
+            close(student_quantile_95(freedom), t, 1e-4);
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The powercap tree: which zones there are, what they cover, and reading one.
 
+use crate::units::Milliwatts;
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
@@ -65,6 +66,15 @@ impl Zone {
     /// As the system says it; `InvalidData` when the file holds no number.
     pub fn read(&self) -> io::Result<u64> {
         number(&self.energy_path())
+    }
+
+    /// The highest long-term power limit that can be set, which is the design power; `None` if the kernel does not say.
+    #[must_use]
+    pub fn max_power(&self) -> Option<Milliwatts> {
+        number(&self.dir.join("constraint_0_max_power_uw"))
+            .ok()
+            .filter(|&max| max > 0)
+            .map(|max| Milliwatts(max / 1000))
     }
 
     /// Where the counter wraps, in microjoules; `None` if the kernel does not say.

@@ -214,3 +214,15 @@ proptest! {
         let _ = chat(json!({field: value}));
     }
 }
+
+#[test]
+fn the_id_alone_is_the_id_of_the_request() {
+    for line in [
+        r#"{"custom_id":"a","method":"POST","url":"/v1/completions","body":{"prompt":"x"}}"#,
+        r#"{"method":"POST","custom_id":"first","url":"/v1/completions","body":{"custom_id":"in"},"custom_\u0069d":"\u00df\n","body":{"prompt":[1]}}"#,
+    ] {
+        let request = BatchRequest::parse(line.as_bytes()).unwrap();
+        assert_eq!(custom_id_of(line.as_bytes()), Some(request.custom_id));
+    }
+    assert_eq!(custom_id_of(b"{broken"), None);
+}

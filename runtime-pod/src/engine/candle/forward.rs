@@ -3,28 +3,66 @@
 //! A prompt is many rows of one slot, a decode step one row of each of many slots; nothing else differs.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Result, Storage, Tensor, bail};
 
-use super::ops::{AddLinearOp, AttendOp, LinearOp, NormOp};
+use super::ops::{AddLinearOp, AttendOp, LinearOp, NormOp, PackedOp};
 use crate::cpu::Kernels;
 use crate::cpu::attention::{KvCache, Rope, Row};
 use crate::cpu::linear::Then;
+use crate::cpu::packed::Packed;
 use crate::engine::config::ModelConfig;
 
-/// A weight matrix (columns of the output, inner) and its bias.
+/// A weight matrix (columns of the output, inner).
+#[derive(Clone)]
+pub(super) enum Matrix {
+    /// f32, f16 or bf16.
+    Plain(Tensor),
+    /// 8 or 4 bits.
+    Packed(Arc<Packed>),
+}
+
+impl Matrix {
+    /// The rows of `ids`, as f32.
+    fn look_up(&self, ids: &[u32]) -> Result<Tensor> {
+        match self {
+            Self::Plain(weight) => {
+                let ids = Tensor::from_slice(ids, ids.len(), &Device::Cpu)?;
+                weight.index_select(&ids, 0)?.to_dtype(DType::F32)
+            }
+            Self::Packed(weight) => {
+                let mut rows = vec![0.0; ids.len() * weight.inner()];
+                for (row, id) in rows.chunks_exact_mut(weight.inner()).zip(ids) {
+                    weight.row(*id as usize, row);
+                }
+                Tensor::from_vec(rows, (ids.len(), weight.inner()), &Device::Cpu)
+            }
+        }
+    }
+}
+
+/// A weight matrix and its bias.
 pub(super) struct Linear {
-    pub(super) weight: Tensor,
+    pub(super) weight: Matrix,
     pub(super) bias: Option<Tensor>,
 }
 
 impl Linear {
     fn apply(&self, x: &Tensor, kernels: &Kernels, then: Then) -> Result<Tensor> {
-        x.apply_op2_no_bwd(&self.weight, &LinearOp { kernels, bias: self.bias.as_ref(), then })
+        let bias = self.bias.as_ref();
+        match &self.weight {
+            Matrix::Plain(weight) => x.apply_op2_no_bwd(weight, &LinearOp { kernels, bias, then }),
+            Matrix::Packed(weight) => x.apply_op1_no_bwd(&PackedOp { kernels, weight, bias, then }),
+        }
     }
 
     fn add_to(&self, residual: &Tensor, x: &Tensor, kernels: &Kernels) -> Result<()> {
-        residual.inplace_op3(x, &self.weight, &AddLinearOp { kernels, bias: self.bias.as_ref() })
+        let bias = self.bias.as_ref();
+        match &self.weight {
+            Matrix::Plain(weight) => residual.inplace_op3(x, weight, &AddLinearOp { kernels, bias }),
+            Matrix::Packed(weight) => residual.inplace_op2(x, &PackedOp { kernels, weight, bias, then: Then::Add }),
+        }
     }
 }
 
@@ -42,7 +80,7 @@ pub(super) struct Layer {
 pub(super) struct Model {
     pub(super) config: ModelConfig,
     pub(super) kernels: Kernels,
-    pub(super) embedding: Tensor,
+    pub(super) embedding: Matrix,
     pub(super) layers: Vec<Layer>,
     pub(super) norm: Tensor,
     pub(super) output: Linear,
@@ -65,8 +103,7 @@ impl Model {
         let kernels = &self.kernels;
         let norm = NormOp { kernels, eps: self.config.norm_eps };
         let width = self.config.heads * self.config.head_dim;
-        let ids = Tensor::from_slice(tokens, tokens.len(), &Device::Cpu)?;
-        let x = self.embedding.index_select(&ids, 0)?.to_dtype(DType::F32)?;
+        let x = self.embedding.look_up(tokens)?;
         for (i, layer) in self.layers.iter().enumerate() {
             let h = x.apply_op2_no_bwd(&layer.attention_norm, &norm)?;
             let qkv = layer.qkv.apply(&h, kernels, Then::Store)?;

@@ -4,11 +4,12 @@
 
 use std::cell::RefCell;
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, InplaceOp3, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, InplaceOp2, InplaceOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::cpu::Kernels;
 use crate::cpu::attention::{KvCache, Rope, Row};
 use crate::cpu::linear::{Matrix, Then};
+use crate::cpu::packed::Packed;
 
 /// The values of a contiguous f32 tensor.
 fn floats<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
@@ -102,6 +103,62 @@ impl InplaceOp3 for AddLinearOp<'_> {
         };
         with_floats(self.bias, |bias| {
             self.kernels.linear(x, inner, w, bias, Then::Add, &mut values[from..end]);
+            Ok(())
+        })
+    }
+}
+
+/// The product with packed weights: as a value, or with [`Then::Add`] added in place to the residual stream.
+pub(super) struct PackedOp<'a> {
+    pub(super) kernels: &'a Kernels,
+    pub(super) weight: &'a Packed,
+    pub(super) bias: Option<&'a Tensor>,
+    pub(super) then: Then,
+}
+
+impl PackedOp<'_> {
+    fn check(&self, x: &Layout) -> Result<(usize, usize)> {
+        let (rows, inner) = x.shape().dims2()?;
+        if inner != self.weight.inner() {
+            bail!("a product of {:?} with packed rows of {}", x.shape(), self.weight.inner());
+        }
+        Ok((rows, if self.then == Then::SwiGlu { self.weight.rows() / 2 } else { self.weight.rows() }))
+    }
+}
+
+impl CustomOp1 for PackedOp<'_> {
+    fn name(&self) -> &'static str {
+        "joulecast-packed-linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (rows, columns) = self.check(xl)?;
+        let mut out = vec![0.0; rows * columns];
+        let x = floats(x, xl)?;
+        with_floats(self.bias, |bias| {
+            self.kernels.linear_packed(x, self.weight, bias, self.then, &mut out);
+            Ok(())
+        })?;
+        Ok((CpuStorage::F32(out), (rows, columns).into()))
+    }
+}
+
+impl InplaceOp2 for PackedOp<'_> {
+    fn name(&self) -> &'static str {
+        "joulecast-add-packed-linear"
+    }
+
+    fn cpu_fwd(&self, to: &mut CpuStorage, tl: &Layout, x: &CpuStorage, xl: &Layout) -> Result<()> {
+        let (rows, columns) = self.check(xl)?;
+        if tl.shape().dims2()? != (rows, columns) {
+            bail!("a product of ({rows}, {columns}) added to {:?}", tl.shape());
+        }
+        let x = floats(x, xl)?;
+        let (CpuStorage::F32(values), Some((from, end))) = (to, tl.contiguous_offsets()) else {
+            bail!("the kernels add to contiguous f32 tensors only")
+        };
+        with_floats(self.bias, |bias| {
+            self.kernels.linear_packed(x, self.weight, bias, Then::Add, &mut values[from..end]);
             Ok(())
         })
     }

@@ -2,9 +2,11 @@
 
 use super::*;
 use crate::batch_file::MAX_LINE_BYTES;
+use crate::batch_file::parts::{Parts, Role, Who};
 use crate::engine::{Dtype, Engine, EngineError, EngineInfo, EngineName, Provider, SlotToken};
 use crate::generate::{Detokenizer, Generator};
 use crate::progress::Progress;
+use crate::run::share::Division;
 use crate::stop::Stop;
 use std::cell::Cell;
 use std::fs;
@@ -21,6 +23,7 @@ struct FakeEngine {
     calls: u64,
     stop_at: Option<(u64, Stop)>,
     fail_at: Option<u64>,
+    drain: bool,
 }
 
 impl FakeEngine {
@@ -41,7 +44,7 @@ impl FakeEngine {
             work: None,
             isa: None,
         };
-        Self { info, left: vec![0; slots], clock, calls: 0, stop_at: None, fail_at: None }
+        Self { info, left: vec![0; slots], clock, calls: 0, stop_at: None, fail_at: None, drain: false }
     }
 
     fn call(&mut self) -> Result<(), EngineError> {
@@ -50,7 +53,7 @@ impl FakeEngine {
         if let Some((at, stop)) = &self.stop_at
             && *at == self.calls
         {
-            stop.request();
+            if self.drain { stop.drain() } else { stop.request() }
         }
         match self.fail_at == Some(self.calls) {
             true => Err(EngineError::Compute("fake failure".to_owned())),
@@ -126,6 +129,9 @@ struct Case {
     stop_at: Option<u64>,
     fail_at: Option<u64>,
     no_meter: bool,
+    drain: bool,
+    share: Option<Share>,
+    keep: bool,
 }
 
 /// Feeds `input` through the fake engine. The fake meter counts 5 mJ for every millisecond and 1 mJ for every look at it.
@@ -147,26 +153,39 @@ fn feed(dir: &Path, input: &[u8], slots: usize, case: Case) -> Done {
         last.set(clock.load(Ordering::SeqCst) * 5000 + looks.get() * 1000);
         (!case.no_meter).then(|| Microjoules(last.get()))
     };
-    let mut output = Output::create(&dir.join("out"), "t", true).unwrap();
+    let who = Who { epoch: 0, role: Role::Run { configuration: 0, shard: 0 }, name: "t".to_owned() };
+    let parts = Parts::of(&dir.join("out"), "run").unwrap();
+    let (attempt, _) = parts.begin(who).unwrap();
+    let mut output = Output::begin(parts, attempt).unwrap();
     let energy = Energy::begin(&gross, Source::Modelled, "fake meter");
     let begin = last.get();
     let frame = Frame { model: "m".to_owned(), attempt: "t".to_owned() };
-    let ids = CustomIds::new(output.beside(".ids"));
+    let ids = CustomIds::new(output.scratch(".ids"));
     let lines = Lines::new(input, MAX_LINE_BYTES.min(1 << 16));
-    let mut feed = Feed::new(lines, &FakeTokenizer, ids, &mut output, frame, energy, &around);
+    let mut feed = Feed::new(
+        lines,
+        &FakeTokenizer,
+        ids,
+        &mut output,
+        frame,
+        energy,
+        &around,
+        (case.share.unwrap_or_else(Share::all), None),
+    );
     let mut engine = FakeEngine::new(slots, clock.clone());
     engine.stop_at = case.stop_at.map(|at| (at, around.stop.clone()));
+    engine.drain = case.drain;
     engine.fail_at = case.fail_at;
     let result = Generator::new(&mut engine, &FakeTokenizer).run(&mut feed);
     assert_eq!(result.is_err(), case.fail_at.is_some());
     let metered = feed.energy.shares.handed_out().map_or(0, |_| last.get() - begin);
     let tally = feed.finish();
-    let path = match tally.cut_short {
-        false => output.finish().map(|_| dir.join("out")).unwrap(),
-        true => output.keep_part().unwrap(),
+    let path = match case.keep || tally.cut_short {
+        false => output.finish(tally.lines.total).map(|_| dir.join("out")).unwrap(),
+        true => output.keep().unwrap().to_owned(),
     };
     let text = fs::read_to_string(path).unwrap();
-    let results = text.lines().map(|line| serde_json::from_str(line.rsplit('\t').next().unwrap()).unwrap()).collect();
+    let results = text.lines().map(|line| serde_json::from_str(&line[line.find('{').unwrap()..]).unwrap()).collect();
     Done { tally, results, metered, progress: around.progress.read() }
 }
 
@@ -300,4 +319,73 @@ fn a_failing_engine_keeps_what_is_done() {
     let dir = tempfile::tempdir().unwrap();
     let done = feed(dir.path(), input.join("\n").as_bytes(), 2, Case { fail_at: Some(20), ..Case::default() });
     assert!(done.tally.cut_short && !done.results.is_empty());
+}
+
+#[test]
+fn a_drained_run_finishes_what_is_in_flight_and_begins_nothing_more() {
+    let input: Vec<_> = (0..10).map(|n| line(&format!("r{n}"), 4)).collect();
+    let dir = tempfile::tempdir().unwrap();
+    let case = Case { stop_at: Some(2), drain: true, ..Case::default() };
+    let done = feed(dir.path(), input.join("\n").as_bytes(), 2, case);
+    assert!(done.tally.cut_short && done.tally.failure.is_none());
+    let mut ids: Vec<_> = done.results.iter().map(|result| result["custom_id"].as_str().unwrap().to_owned()).collect();
+    ids.sort();
+    assert_eq!(ids, ["r0", "r1"]);
+}
+
+#[test]
+fn a_later_attempt_computes_what_is_missing_and_nothing_else() {
+    let mut input: Vec<_> = (0..12).map(|n| line(&format!("r{n}"), 4)).collect();
+    input.insert(3, "{broken".to_owned());
+    input.insert(7, line("r2", 1));
+    let input = input.join("\n");
+    let dir = tempfile::tempdir().unwrap();
+    let first = feed(dir.path(), input.as_bytes(), 2, Case { stop_at: Some(18), ..Case::default() });
+    let had = first.results.len() as u64;
+    assert!((4..10).contains(&had), "{had}");
+    let second = feed(dir.path(), input.as_bytes(), 3, Case { fail_at: Some(10), ..Case::default() });
+    let third = feed(dir.path(), input.as_bytes(), 3, Case::default());
+    let lines = third.tally.lines;
+    assert_eq!(lines.taken_over, had + second.results.len() as u64);
+    assert_eq!(second.tally.lines.done, lines.taken_over);
+    assert_eq!((lines.total, lines.done, lines.failed), (14, 14, 2));
+    let text = |value: &Value, none: &str| value.as_str().unwrap_or(none).to_owned();
+    let text = |result: &Value| format!("{} {}", text(&result["custom_id"], "-"), text(&result["error"]["code"], "ok"));
+    let texts: Vec<_> = third.results.iter().map(text).collect();
+    assert_eq!(
+        texts[..9],
+        ["r0 ok", "r1 ok", "r2 ok", "- invalid_json", "r3 ok", "r4 ok", "r5 ok", "r2 duplicate_custom_id", "r6 ok"]
+    );
+    assert_eq!(texts[13], "r11 ok");
+    assert!(
+        third.results[7]["error"]["message"].as_str().unwrap().contains("given on line 3 already; line 8 repeats it")
+    );
+}
+
+#[test]
+fn a_line_that_was_changed_since_is_answered_anew() {
+    let input: Vec<_> = (0..4).map(|n| line(&format!("r{n}"), 4)).collect();
+    let dir = tempfile::tempdir().unwrap();
+    feed(dir.path(), input.join("\n").as_bytes(), 1, Case { keep: true, ..Case::default() });
+    let mut changed = input.clone();
+    changed[1] = line("r1", 9);
+    let done = feed(dir.path(), changed.join("\n").as_bytes(), 1, Case::default());
+    assert_eq!((done.tally.lines.taken_over, done.tally.lines.done), (3, 4));
+    assert_eq!(done.results[1]["response"]["body"]["choices"][0]["text"], "x".repeat(9));
+}
+
+#[test]
+fn a_block_of_lines_knows_the_ids_before_it() {
+    let input = [line("a", 1), line("b", 1), line("a", 1), line("c", 1), line("d", 1)].join("\n");
+    let dir = tempfile::tempdir().unwrap();
+    let block = |shard| Division { shards: 2, shard, assignment: None, configuration: 0 }.share(5).unwrap();
+    let case = |shard| Case { share: Some(block(shard)), keep: true, ..Case::default() };
+    let second = feed(dir.path(), input.as_bytes(), 2, case(1));
+    assert_eq!((second.tally.lines.total, second.tally.lines.done, second.tally.lines.failed), (3, 3, 1));
+    let repeated = second.results.iter().find(|result| result["custom_id"] == "a").unwrap();
+    assert!(repeated["error"]["message"].as_str().unwrap().contains("given on line 1 already; line 3 repeats it"));
+    let first = feed(dir.path(), input.as_bytes(), 2, case(0));
+    assert_eq!(first.results.len(), 2);
+    let all = feed(dir.path(), input.as_bytes(), 2, Case::default());
+    assert_eq!((all.tally.lines.taken_over, all.results.len()), (5, 5));
 }

@@ -1,0 +1,309 @@
+//! The plan step: what the operator asks a plan pod ([`PlanSpec`], JSON in [`crate::names::ENV_PLAN_SPEC`]), and what the
+//! pod answers ([`PlanReport`], its termination message). The pod reads the requests where they lie, so no list of them
+//! ever goes through the API.
+
+use crate::engine::{ArtifactFormat, DeviceClass, EngineName, Provider};
+use crate::report::Failure;
+use crate::run_spec::RunIdentity;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Most candidates of one plan.
+pub const CANDIDATES: usize = 16;
+
+/// What to plan. Energies in joules, times in seconds, all gross and per request unless said otherwise.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlanSpec {
+    /// Version of this format, [`crate::run_spec::VERSION`].
+    pub version: u32,
+    /// Whose plan it is; `configuration` means nothing here.
+    pub run: RunIdentity,
+    /// Input file, OpenAI Batch JSONL.
+    pub input_path: String,
+    /// Where the assignment goes; absent for a plan that is only looked at.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assignment_path: Option<String>,
+    /// The artifacts of the candidates.
+    pub models: Vec<PlanModel>,
+    /// What may be chosen from, at most [`CANDIDATES`].
+    pub candidates: Vec<PlanCandidate>,
+    /// Weight of energy against accuracy, 0 to 1.
+    pub zeta: f64,
+    /// Normalisers of the first plan of this job, so that a further one has the same preferences.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub normalisers: Option<PlanNormalisers>,
+    /// Limits of the whole job.
+    #[serde(default)]
+    pub limits: PlanLimits,
+    /// Bytes of a model's files that a run loads in a second. Loading is spent once by a candidate that is given any
+    /// request, at the mean power that its predictions imply.
+    pub load_bytes_per_second: f64,
+    /// Seconds after which the solver answers with what it has.
+    pub time_limit_seconds: f64,
+}
+
+/// An artifact of a model: its tokenizer counts the prompt's tokens, its size says how long loading takes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlanModel {
+    /// Name of the InferenceModel.
+    pub name: String,
+    /// Directory with tokenizer.json and config.json, and the weights.
+    pub path: String,
+    /// How much of the tokens that requests allow is generated, as fractions above 0 to 1.
+    pub output: OutputFractions,
+}
+
+/// The forecast of output lengths as fractions of what requests allow. Without earlier runs all are 1: the longest output.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct OutputFractions {
+    /// Lower end of what is likely.
+    pub low: f64,
+    /// Mean.
+    pub mean: f64,
+    /// Upper end.
+    pub high: f64,
+}
+
+/// A candidate.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlanCandidate {
+    /// Unique name, for messages.
+    pub name: String,
+    /// What it stands for; read back by the operator, nothing to the plan pod.
+    pub configuration: PlanConfiguration,
+    /// Place of its model in [`PlanSpec::models`].
+    pub model: usize,
+    /// Joules of a request, in the terms of the planner's cost form.
+    pub energy: CostTerms,
+    /// Device-seconds of a request.
+    pub runtime: CostTerms,
+    /// Accuracy score of the model, 0 to 1.
+    pub accuracy: f64,
+    /// Device slots that work at the same time.
+    pub slots: u32,
+    /// Bounds on its share of the requests.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<(f64, f64)>,
+    /// Half width of the 90 % interval of its predicted joules, as a fraction of them.
+    #[serde(default)]
+    pub energy_uncertainty: f64,
+    /// The same of its predicted seconds.
+    #[serde(default)]
+    pub runtime_uncertainty: f64,
+}
+
+/// The configuration that a candidate stands for.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlanConfiguration {
+    /// Format of the artifact.
+    pub format: ArtifactFormat,
+    /// Position of the artifact in the model's spec.artifacts.
+    pub artifact_index: i32,
+    /// Engine.
+    pub engine: EngineName,
+    /// Execution provider.
+    pub provider: Provider,
+    /// Class of nodes.
+    pub device_class: DeviceClass,
+    /// Sequences decoded together.
+    pub batch: u32,
+    /// The EnergyModel that predicts, if one does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy_model: Option<String>,
+}
+
+/// A cost by the names of its terms, as `joulecast fit` writes it.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+pub struct CostTerms {
+    /// Coefficients by name; a missing one is 0.
+    #[serde(flatten)]
+    pub terms: BTreeMap<String, f64>,
+    /// The form under which the cost cannot fall.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub floor_terms: Option<BTreeMap<String, f64>>,
+}
+
+/// What makes energy and accuracy comparable.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlanNormalisers {
+    /// E: mean joules over all (request, candidate) pairs.
+    pub energy: f64,
+    /// A: mean of accuracy times tokens over them.
+    pub accuracy: f64,
+}
+
+/// Limits of the whole job; an absent one does not limit.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlanLimits {
+    /// Joules of all requests and of loading.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub energy_joules: Option<f64>,
+    /// Seconds from now to the last result.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_seconds: Option<f64>,
+    /// Token-weighted mean accuracy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub min_accuracy: Option<f64>,
+}
+
+/// What a plan pod answers.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanReport {
+    /// Version of this format, [`crate::run_spec::VERSION`].
+    pub version: u32,
+    /// Whose plan it is.
+    pub run: RunIdentity,
+    /// The plan, if there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<PlanFigures>,
+    /// Why there is none. Reason `Infeasible`: no assignment keeps the limits; `Undecided`: none was found in time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failure: Option<Failure>,
+}
+
+/// A plan in figures.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct PlanFigures {
+    /// Lines that are requests and were planned.
+    pub requests: u64,
+    /// Lines that will become error results: malformed, or no candidate's model can read their prompt. They cost nothing.
+    pub malformed: u64,
+    /// Joules of all requests and of loading: low, expected, high (outputs at the ends of the forecast, predictions at the
+    /// ends of their intervals).
+    pub joules: [f64; 3],
+    /// Seconds until the last slot is done, likewise.
+    pub seconds: [f64; 3],
+    /// By candidate, in the order of the specification.
+    pub candidates: Vec<PlannedCandidate>,
+    /// The objective reached.
+    pub objective: f64,
+    /// No assignment is below this.
+    pub lower_bound: f64,
+    /// (objective - lower bound) / sum of the assigned costs' magnitudes.
+    pub gap: f64,
+    /// The normalisers that were used.
+    pub normalisers: PlanNormalisers,
+    /// Token-weighted mean accuracy.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<f64>,
+    /// SHA-256 of the assignment in hexadecimal; absent where all requests go to one candidate, or nothing was written.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assignment_sha256: Option<String>,
+    /// Candidates left out because their model cannot read some prompts that another model can (places in the
+    /// specification).
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsuited: Vec<usize>,
+    /// Reading and tokenising.
+    pub read_milliseconds: u64,
+    /// Solving.
+    pub solve_milliseconds: u64,
+}
+
+/// What a plan gives to one candidate, and what it would be alone. The wire names are short and zeros are left out, so that
+/// all candidates fit into a termination message; figures are rounded to six digits ([`six_digits`]) for the same reason.
+#[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedCandidate {
+    /// Requests that go there.
+    #[serde(rename = "n", default, skip_serializing_if = "no_count")]
+    pub requests: u64,
+    /// Their prompt tokens, counted by its model's tokenizer.
+    #[serde(rename = "tin", default, skip_serializing_if = "no_count")]
+    pub tokens_in: u64,
+    /// Their generated tokens, as forecast.
+    #[serde(rename = "tout", default, skip_serializing_if = "no_count")]
+    pub tokens_out: u64,
+    /// Tokens that they may generate at most.
+    #[serde(rename = "allowed", default, skip_serializing_if = "no_count")]
+    pub tokens_allowed: u64,
+    /// Joules of them, without loading.
+    #[serde(rename = "j", default, skip_serializing_if = "no_figure")]
+    pub joules: f64,
+    /// Device-seconds of them, with loading.
+    #[serde(rename = "s", default, skip_serializing_if = "no_figure")]
+    pub seconds: f64,
+    /// Dual value of what limits it; 0 where nothing does.
+    #[serde(rename = "price", default, skip_serializing_if = "no_figure")]
+    pub price: f64,
+    /// Joules if all requests went there.
+    #[serde(rename = "aloneJ", default, skip_serializing_if = "no_figure")]
+    pub alone_joules: f64,
+    /// Device-seconds if all requests went there.
+    #[serde(rename = "aloneS", default, skip_serializing_if = "no_figure")]
+    pub alone_seconds: f64,
+}
+
+fn no_count(count: &u64) -> bool {
+    *count == 0
+}
+
+fn no_figure(figure: &f64) -> bool {
+    *figure == 0.0
+}
+
+/// A figure to six significant digits.
+#[must_use]
+pub fn six_digits(figure: f64) -> f64 {
+    // What is not finite stays what it is.
+    format!("{figure:.5e}").parse().unwrap_or(figure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::names::TERMINATION_MESSAGE_BYTES;
+
+    #[test]
+    fn the_longest_report_fits_into_a_termination_message() {
+        let long = 1.234_567_890_123_456_7e-100;
+        let count = u64::from(u32::MAX);
+        let candidate = PlannedCandidate {
+            requests: count,
+            tokens_in: count,
+            tokens_out: count,
+            tokens_allowed: count,
+            joules: six_digits(long),
+            seconds: six_digits(long),
+            price: six_digits(-long),
+            alone_joules: six_digits(long),
+            alone_seconds: six_digits(long),
+        };
+        let report = PlanReport {
+            version: 1,
+            run: RunIdentity {
+                namespace: "n".repeat(63),
+                job: "j".repeat(63),
+                job_uid: "u".repeat(36),
+                epoch: u32::MAX,
+                configuration: 0,
+            },
+            plan: Some(PlanFigures {
+                requests: u64::MAX,
+                malformed: u64::MAX,
+                joules: [six_digits(long); 3],
+                seconds: [six_digits(long); 3],
+                candidates: vec![candidate; CANDIDATES],
+                objective: long,
+                lower_bound: long,
+                gap: long,
+                normalisers: PlanNormalisers { energy: long, accuracy: long },
+                accuracy: Some(long),
+                assignment_sha256: Some("0".repeat(64)),
+                unsuited: (0..CANDIDATES).collect(),
+                read_milliseconds: u64::MAX,
+                solve_milliseconds: u64::MAX,
+            }),
+            failure: None,
+        };
+        let length = serde_json::to_string(&report).unwrap().len();
+        assert!(length <= TERMINATION_MESSAGE_BYTES, "{length}");
+    }
+}

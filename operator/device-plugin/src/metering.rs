@@ -1,0 +1,315 @@
+//! The metering service without its sockets: who holds which slot, which windows are open, and what each request gets.
+//!
+//! A window belongs to a pod, not to a connection: a pod that connects again finds it, and so does one whose agent was
+//! restarted ([`state`]). When the pod is gone, its windows are forgotten.
+
+use crate::holders::Holder;
+use crate::node_meter::NodeMeter;
+use joulecast_meter::Microjoules;
+use joulecast_meter::ledger::{Edge, Figure, Metered};
+use joulecast_meter::slot::{Answer, Refusal, Request, WindowEnergy, WindowStatus};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+pub mod state;
+
+/// Windows that may be open for one slot.
+pub const MAX_WINDOWS: usize = 256;
+/// Longest name of a job that is taken.
+const MAX_JOB_BYTES: usize = 253;
+/// An edge may use a step that was made at most this long ago: counters move no faster, and nobody can keep the agent
+/// reading files.
+const FRESH: Duration = Duration::from_millis(1);
+
+/// An open window.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Window {
+    /// UID of its pod.
+    uid: String,
+    edge: Edge,
+}
+
+/// A job by namespace and name.
+pub type JobKey = (String, String);
+
+/// Jobs whose energy is remembered after their pods are gone; the one that was heard of longest ago is forgotten first.
+const MAX_JOBS: usize = 500;
+
+/// Energy of the pods of a job that are gone.
+#[derive(Debug, Default, Clone, Copy)]
+struct Past {
+    gross: Microjoules,
+    /// Order in which jobs were heard of.
+    heard: u64,
+}
+
+/// The state of the service.
+#[derive(Debug)]
+pub struct Metering {
+    meter: NodeMeter,
+    slots: usize,
+    /// Holder by slot.
+    holders: BTreeMap<String, Holder>,
+    /// Slots that may have a new holder.
+    stale: BTreeSet<String>,
+    windows: BTreeMap<u64, Window>,
+    next: u64,
+    stepped: Option<Duration>,
+    past: BTreeMap<JobKey, Past>,
+    heard: u64,
+    /// Job by UID of its pod: the namespace is the kubelet's word, the name the pod's own.
+    job_of: BTreeMap<String, JobKey>,
+    /// Whether windows were opened or closed since the state was last saved.
+    changed: bool,
+}
+
+impl Metering {
+    /// A service over the meters of this node, which has so many slots.
+    #[must_use]
+    pub fn new(meter: NodeMeter, slots: usize) -> Self {
+        Self {
+            meter,
+            slots,
+            holders: BTreeMap::new(),
+            stale: BTreeSet::new(),
+            windows: BTreeMap::new(),
+            next: 1,
+            stepped: None,
+            past: BTreeMap::new(),
+            heard: 0,
+            job_of: BTreeMap::new(),
+            changed: false,
+        }
+    }
+
+    /// The meters.
+    #[must_use]
+    pub fn meter(&self) -> &NodeMeter {
+        &self.meter
+    }
+
+    /// Holder by slot.
+    #[must_use]
+    pub fn holders(&self) -> &BTreeMap<String, Holder> {
+        &self.holders
+    }
+
+    /// Gross energy by job that its pods used on this node while they held slots, since the agent first started.
+    #[must_use]
+    pub fn jobs(&self) -> BTreeMap<JobKey, Microjoules> {
+        let mut jobs: BTreeMap<JobKey, Microjoules> =
+            self.past.iter().map(|(key, past)| (key.clone(), past.gross)).collect();
+        for (uid, key) in &self.job_of {
+            let job = jobs.entry(key.clone()).or_default();
+            *job = job.plus(self.gross_of(uid));
+        }
+        jobs
+    }
+
+    /// Gross energy of a pod since it was given a slot.
+    #[must_use]
+    pub fn gross_of(&self, uid: &str) -> Microjoules {
+        let in_gross = self.meter.ledger().books().filter(|(domain, _)| domain.in_gross);
+        in_gross.filter_map(|(_, books)| books.holders.get(uid)).fold(Microjoules(0), |sum, one| sum.plus(one.gross()))
+    }
+
+    /// Number of slots of this node.
+    #[must_use]
+    pub fn slots(&self) -> usize {
+        self.slots
+    }
+
+    /// When the last step was made.
+    #[must_use]
+    pub fn stepped(&self) -> Option<Duration> {
+        self.stepped
+    }
+
+    /// Open windows.
+    #[must_use]
+    pub fn open_windows(&self) -> usize {
+        self.windows.len()
+    }
+
+    /// A slot was given to a pod: who holds it must be asked before it is used.
+    pub fn allocated(&mut self, slots: &[String]) {
+        self.stale.extend(slots.iter().cloned());
+    }
+
+    /// Whether the kubelet must be asked who holds a slot.
+    #[must_use]
+    pub fn must_ask(&self, slot: &str) -> bool {
+        self.stale.contains(slot) || !self.holders.contains_key(slot)
+    }
+
+    /// Regular step; `now` is the time since boot.
+    pub fn tick(&mut self, now: Duration, unix_seconds: u64) {
+        self.meter.step(now, unix_seconds);
+        self.stepped = Some(now);
+    }
+
+    /// Takes over who holds which slot. A holder that the kubelet does not name is kept while its cgroup is there and
+    /// nobody else holds the slot: a kubelet that was just restarted does not know its pods yet.
+    pub fn held(&mut self, now: Duration, unix_seconds: u64, holders: &BTreeMap<String, Holder>) {
+        // What was used until now belongs to those who held the slots until now.
+        self.tick(now, unix_seconds);
+        for (slot, holder) in holders {
+            if self.holders.get(slot).is_some_and(|before| before.uid != holder.uid) {
+                self.meter.free(slot);
+                self.holders.remove(slot);
+            }
+            if !self.meter.hold(slot, &holder.uid) {
+                tracing::warn!(slot, pod = holder.name, uid = holder.uid, "no cgroup of the pod that holds the slot");
+                continue;
+            }
+            if self.holders.insert(slot.clone(), holder.clone()).as_ref() != Some(holder) {
+                tracing::info!(slot, namespace = holder.namespace, pod = holder.name, "the slot is held");
+            }
+            self.stale.remove(slot);
+        }
+        let gone: Vec<String> = self
+            .holders
+            .iter()
+            .filter(|(slot, holder)| !holders.contains_key(*slot) && !self.meter.lives(&holder.uid))
+            .map(|(slot, _)| slot.clone())
+            .collect();
+        for slot in gone {
+            tracing::info!(slot, "the slot is free");
+            self.meter.free(&slot);
+            self.holders.remove(&slot);
+        }
+        let living: BTreeSet<&String> = self.holders.values().map(|holder| &holder.uid).collect();
+        let of_ledger: BTreeSet<String> = self
+            .meter
+            .ledger()
+            .books()
+            .flat_map(|(_, books)| books.holders.keys().cloned())
+            .chain(self.windows.values().map(|window| window.uid.clone()))
+            .filter(|uid| !living.contains(uid) && !self.meter.lives(uid))
+            .collect();
+        for uid in of_ledger {
+            let gross = self.gross_of(&uid);
+            if let Some(job) = self.job_of.remove(&uid) {
+                self.remember(job, gross);
+            }
+            self.meter.forget(&uid);
+            let before = self.windows.len();
+            self.windows.retain(|_, window| window.uid != uid);
+            self.changed |= before != self.windows.len();
+        }
+        // A new holder counts from a step that knows it.
+        self.tick(now, unix_seconds);
+    }
+
+    fn remember(&mut self, job: JobKey, gross: Microjoules) {
+        if self.past.len() >= MAX_JOBS && !self.past.contains_key(&job) {
+            let oldest = self.past.iter().min_by_key(|(_, past)| past.heard).map(|(key, _)| key.clone());
+            oldest.and_then(|key| self.past.remove(&key));
+        }
+        self.heard += 1;
+        let past = self.past.entry(job).or_default();
+        *past = Past { gross: past.gross.plus(gross), heard: self.heard };
+    }
+
+    /// Answers a request that came through the socket of a slot.
+    pub fn answer(&mut self, slot: &str, request: Request, now: Duration, unix_seconds: u64) -> Answer {
+        if let Some(lacks) = self.meter.lacks() {
+            return refused(Refusal::NoMeter, format!("this node has no meter: {lacks}"));
+        }
+        let Some(holder) = self.holders.get(slot).cloned().filter(|_| !self.stale.contains(slot)) else {
+            return refused(Refusal::NotReady, format!("the kubelet does not yet say which pod holds slot {slot}"));
+        };
+        let at = self.edge_time(now, unix_seconds);
+        match request {
+            Request::Open { job } => self.open(slot, &holder, job, at),
+            Request::Mark { window } => self.read(window, &holder, at, false),
+            Request::Close { window } => self.read(window, &holder, at, true),
+        }
+    }
+
+    /// The moment of the step that an edge made now stands on.
+    fn edge_time(&mut self, now: Duration, unix_seconds: u64) -> Duration {
+        match self.stepped {
+            Some(stepped) if now.saturating_sub(stepped) < FRESH => stepped,
+            _ => {
+                self.tick(now, unix_seconds);
+                now
+            }
+        }
+    }
+
+    fn open(&mut self, slot: &str, holder: &Holder, job: Option<String>, at: Duration) -> Answer {
+        let slots = self.holders.values().filter(|other| other.uid == holder.uid).count();
+        let open = self.windows.values().filter(|window| window.uid == holder.uid).count();
+        if open >= MAX_WINDOWS * slots.max(1) {
+            let message = format!("{open} windows are open for slot {slot}, which is the most: close some");
+            return refused(Refusal::TooMany, message);
+        }
+        if let Some(job) = job {
+            if job.is_empty() || job.len() > MAX_JOB_BYTES || job.chars().any(char::is_control) {
+                let message = format!("job: a name of 1 to {MAX_JOB_BYTES} bytes without control characters is wanted");
+                return refused(Refusal::Malformed, message);
+            }
+            self.job_of.insert(holder.uid.clone(), (holder.namespace.clone(), job));
+        }
+        let window = self.next;
+        self.next += 1;
+        let edge = self.meter.ledger().edge(&holder.uid, at);
+        self.windows.insert(window, Window { uid: holder.uid.clone(), edge });
+        self.changed = true;
+        let idle = self.meter.ledger().idle_of(&holder.uid);
+        Answer::Opened { window, meter: self.meter.describe(), idle_milliwatts: idle.map(|idle| idle.0) }
+    }
+
+    fn read(&mut self, number: u64, holder: &Holder, at: Duration, close: bool) -> Answer {
+        let ledger = self.meter.ledger();
+        let Some(window) = self.windows.get(&number).filter(|window| window.uid == holder.uid) else {
+            let message = format!("this pod has no open window {number}: it was closed, or the agent lost it");
+            return refused(Refusal::UnknownWindow, message);
+        };
+        let metered = ledger.between(&holder.uid, &window.edge, &ledger.edge(&holder.uid, at));
+        let energy = energy(number, &metered);
+        if close {
+            self.windows.remove(&number);
+            self.changed = true;
+        }
+        Answer::Window(energy)
+    }
+}
+
+/// A refusal.
+#[must_use]
+pub fn refused(reason: Refusal, message: String) -> Answer {
+    Answer::Refused { reason, message }
+}
+
+fn energy(window: u64, metered: &Metered) -> WindowEnergy {
+    let mut status = WindowStatus::Complete;
+    let mut notes = Vec::new();
+    let mut domains = BTreeMap::new();
+    for (name, _, figure) in &metered.domains {
+        match figure {
+            Figure::Known { gross, .. } => drop(domains.insert(name.clone(), gross.0)),
+            Figure::Absent(why) => {
+                if status == WindowStatus::Complete {
+                    status = WindowStatus::Partial;
+                }
+                notes.push(format!("{name} absent: {why}"));
+            }
+            Figure::Invalid(why) => {
+                status = WindowStatus::Invalid;
+                notes.push(format!("{name} invalid: {why}"));
+            }
+        }
+    }
+    WindowEnergy {
+        window,
+        status,
+        length_microseconds: u64::try_from(metered.length.as_micros()).unwrap_or(u64::MAX),
+        gross_microjoules: metered.gross().map(|energy| energy.0),
+        idle_microjoules: metered.idle().map(|energy| energy.0),
+        domain_microjoules: domains,
+        notes,
+    }
+}

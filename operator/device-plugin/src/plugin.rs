@@ -1,0 +1,113 @@
+//! The device plugin that the kubelet talks to. It converts; what is decided is decided in [`crate::allocate`].
+
+use crate::allocate::{Grant, allocate, prefer};
+use crate::proto::deviceplugin as api;
+use crate::proto::deviceplugin::device_plugin_server::DevicePlugin;
+use crate::slots::{Layout, Slot};
+use std::sync::Arc;
+use tokio::sync::watch;
+use tokio_stream::wrappers::WatchStream;
+use tokio_stream::{Stream, StreamExt};
+use tonic::{Request, Response, Status};
+
+/// What happens beside an allocation.
+pub trait OnAllocate: Send + Sync + 'static {
+    /// These slots are about to be given to a pod.
+    fn allocated(&self, slots: &[String]);
+}
+
+/// One resource's plugin.
+pub struct Plugin {
+    slots: watch::Receiver<Vec<Slot>>,
+    layout: Layout,
+    on_allocate: Arc<dyn OnAllocate>,
+}
+
+impl Plugin {
+    /// A plugin over the slots as they are at each moment.
+    #[must_use]
+    pub fn new(slots: watch::Receiver<Vec<Slot>>, layout: Layout, on_allocate: Arc<dyn OnAllocate>) -> Self {
+        Self { slots, layout, on_allocate }
+    }
+}
+
+/// What this plugin can do, as it tells the kubelet.
+#[must_use]
+pub fn options() -> api::DevicePluginOptions {
+    api::DevicePluginOptions { pre_start_required: false, get_preferred_allocation_available: true }
+}
+
+fn device(slot: &Slot) -> api::Device {
+    let nodes: Vec<_> = slot.numa_nodes.iter().map(|&node| api::NumaNode { id: i64::from(node) }).collect();
+    api::Device {
+        id: slot.id.clone(),
+        health: if slot.unhealthy.is_some() { "Unhealthy" } else { "Healthy" }.to_owned(),
+        topology: (!nodes.is_empty()).then_some(api::TopologyInfo { nodes }),
+    }
+}
+
+fn response(grant: Grant) -> api::ContainerAllocateResponse {
+    let Grant { variables, mounts } = grant;
+    let mount = |mount: crate::allocate::Mount| api::Mount {
+        container_path: mount.container,
+        host_path: mount.node,
+        read_only: true,
+    };
+    api::ContainerAllocateResponse {
+        envs: variables.into_iter().collect(),
+        mounts: mounts.into_iter().map(mount).collect(),
+        ..api::ContainerAllocateResponse::default()
+    }
+}
+
+#[tonic::async_trait]
+impl DevicePlugin for Plugin {
+    type ListAndWatchStream = std::pin::Pin<Box<dyn Stream<Item = Result<api::ListAndWatchResponse, Status>> + Send>>;
+
+    async fn get_device_plugin_options(
+        &self,
+        _: Request<api::Empty>,
+    ) -> Result<Response<api::DevicePluginOptions>, Status> {
+        Ok(Response::new(options()))
+    }
+
+    async fn list_and_watch(&self, _: Request<api::Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
+        let list = |slots: Vec<Slot>| Ok(api::ListAndWatchResponse { devices: slots.iter().map(device).collect() });
+        Ok(Response::new(Box::pin(WatchStream::new(self.slots.clone()).map(list))))
+    }
+
+    async fn get_preferred_allocation(
+        &self,
+        request: Request<api::PreferredAllocationRequest>,
+    ) -> Result<Response<api::PreferredAllocationResponse>, Status> {
+        let slots = self.slots.borrow().clone();
+        let of = |container: &api::ContainerPreferredAllocationRequest| {
+            let size = usize::try_from(container.allocation_size).unwrap_or(0);
+            let chosen = prefer(&slots, &container.available_device_i_ds, &container.must_include_device_i_ds, size);
+            api::ContainerPreferredAllocationResponse { device_i_ds: chosen }
+        };
+        let container_responses = request.get_ref().container_requests.iter().map(of).collect();
+        Ok(Response::new(api::PreferredAllocationResponse { container_responses }))
+    }
+
+    async fn allocate(
+        &self,
+        request: Request<api::AllocateRequest>,
+    ) -> Result<Response<api::AllocateResponse>, Status> {
+        let containers: Vec<Vec<String>> =
+            request.into_inner().container_requests.into_iter().map(|container| container.devices_ids).collect();
+        let grants = allocate(&self.slots.borrow(), &containers, &self.layout)
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
+        let slots = containers.concat();
+        tracing::info!(?slots, "slots are given to a container");
+        self.on_allocate.allocated(&slots);
+        Ok(Response::new(api::AllocateResponse { container_responses: grants.into_iter().map(response).collect() }))
+    }
+
+    async fn pre_start_container(
+        &self,
+        _: Request<api::PreStartContainerRequest>,
+    ) -> Result<Response<api::PreStartContainerResponse>, Status> {
+        Ok(Response::new(api::PreStartContainerResponse {}))
+    }
+}

@@ -1,0 +1,212 @@
+//! CPU time of a node, of all its pods and of single pods, by processor package, from the cgroup tree (v1 and v2).
+//!
+//! v1 counts each CPU apart (`cpuacct.usage_percpu`, nanoseconds): the division among packages is exact. v2 has one sum
+//! (`cpu.stat`, microseconds): it belongs to one package where the cgroup's CPU set lies in one, and is otherwise divided
+//! as the whole node's busy time was (`/proc/stat`, ticks of 10 ms) over the same interval.
+
+use crate::division::divide;
+use crate::host::Host;
+use crate::topology::{Package, cpu_list};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Cumulative CPU time in nanoseconds by package, in the order of the machine's packages.
+pub type PackageTimes = Vec<u64>;
+
+/// CPU times at one moment. Only differences count.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CpuTimes {
+    /// Of everything that runs on the node.
+    pub node: PackageTimes,
+    /// Of all pods; `None` if the kubelet's cgroup cannot be read.
+    pub pods: Option<PackageTimes>,
+    /// Of the pods that hold slots, by UID. One that could not be read is missing.
+    pub holders: BTreeMap<String, PackageTimes>,
+}
+
+/// Why CPU time cannot be read.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// Neither v1 nor v2.
+    #[error(
+        "{}: neither a cgroup v1 cpuacct hierarchy nor a cgroup v2 tree: mount the node's /sys/fs/cgroup there", .0.display()
+    )]
+    NoTree(PathBuf),
+    /// The machine shows no CPU.
+    #[error("sysfs shows no CPU: /sys/devices/system/cpu/online is not readable")]
+    NoCpus,
+}
+
+/// The cgroup tree of a node.
+#[derive(Debug)]
+pub struct Cgroups {
+    /// The hierarchy in which CPU time is counted.
+    tree: PathBuf,
+    unified: bool,
+    /// The kubelet's own root (`cgroupRoot`), below which `kubepods` stands; empty for the tree's root.
+    kubelet_root: PathBuf,
+    host: Host,
+    packages: Vec<Package>,
+    /// v2 on several packages: sums read so far, and how they were divided.
+    divided: BTreeMap<PathBuf, (u64, PackageTimes)>,
+    /// v2 on several packages: busy ticks of the node by package at the last sample.
+    ticks: PackageTimes,
+}
+
+/// Tick of `/proc/stat` in nanoseconds: `USER_HZ` is 100 wherever this project builds.
+const TICK_NANOS: u64 = 10_000_000;
+
+impl Cgroups {
+    /// Finds the hierarchy below `mount`, the node's `/sys/fs/cgroup`.
+    ///
+    /// # Errors
+    /// [`CgroupError`].
+    pub fn find(mount: &Path, kubelet_root: &str, host: Host, packages: Vec<Package>) -> Result<Self, CgroupError> {
+        if packages.is_empty() {
+            return Err(CgroupError::NoCpus);
+        }
+        let v1 = ["cpuacct", "cpu,cpuacct"].map(|name| mount.join(name));
+        let v1 = v1.into_iter().find(|dir| dir.join("cpuacct.usage_percpu").is_file());
+        let (tree, unified) = match v1 {
+            Some(tree) => (tree, false),
+            None if mount.join("cgroup.controllers").is_file() => (mount.to_owned(), true),
+            None => return Err(CgroupError::NoTree(mount.to_owned())),
+        };
+        let kubelet_root = PathBuf::from(kubelet_root.trim_matches('/'));
+        let divided = BTreeMap::new();
+        Ok(Self { tree, unified, kubelet_root, host, ticks: vec![0; packages.len()], packages, divided })
+    }
+
+    /// One phrase for reports.
+    #[must_use]
+    pub fn describe(&self) -> &'static str {
+        if self.unified { "cgroup v2" } else { "cgroup v1" }
+    }
+
+    /// The kubelet's cgroup of all pods, with its driver.
+    fn kubepods(&self) -> Option<(PathBuf, bool)> {
+        let root = self.tree.join(&self.kubelet_root);
+        [("kubepods", false), ("kubepods.slice", true)]
+            .map(|(name, systemd)| (root.join(name), systemd))
+            .into_iter()
+            .find(|(dir, _)| dir.is_dir())
+    }
+
+    /// The cgroup of a pod, if it is there. A UID with other characters than letters, digits and `-` is nobody's.
+    #[must_use]
+    pub fn pod(&self, uid: &str) -> Option<PathBuf> {
+        if uid.is_empty() || !uid.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-') {
+            return None;
+        }
+        let (kubepods, systemd) = self.kubepods()?;
+        let path = |class: &str| match (systemd, class) {
+            (false, "") => kubepods.join(format!("pod{uid}")),
+            (false, class) => kubepods.join(class).join(format!("pod{uid}")),
+            (true, "") => kubepods.join(format!("kubepods-pod{}.slice", uid.replace('-', "_"))),
+            (true, class) => kubepods
+                .join(format!("kubepods-{class}.slice"))
+                .join(format!("kubepods-{class}-pod{}.slice", uid.replace('-', "_"))),
+        };
+        ["", "burstable", "besteffort"].into_iter().map(path).find(|dir| dir.is_dir())
+    }
+
+    /// Reads. `holders` are cgroups by pod UID. `None` if the node's own CPU time cannot be read.
+    pub fn sample(&mut self, holders: &BTreeMap<String, PathBuf>) -> Option<CpuTimes> {
+        let kubepods = self.kubepods().map(|(dir, _)| dir);
+        let busy = self.busy_since_last();
+        let root = self.tree.clone();
+        let times = CpuTimes {
+            node: self.times(&root, &busy)?,
+            pods: kubepods.as_ref().and_then(|dir| self.times(dir, &busy)),
+            holders: holders.iter().filter_map(|(uid, dir)| Some((uid.clone(), self.times(dir, &busy)?))).collect(),
+        };
+        self.divided
+            .retain(|dir, _| *dir == root || Some(dir) == kubepods.as_ref() || holders.values().any(|d| d == dir));
+        Some(times)
+    }
+
+    /// Busy ticks of the node by package since the last sample; all equal where they are not needed.
+    fn busy_since_last(&mut self) -> PackageTimes {
+        if !self.unified || self.packages.len() == 1 {
+            return vec![1; self.packages.len()];
+        }
+        let Some(now) = self.host.text("/proc/stat").map(|text| self.busy_ticks(&text)) else {
+            return vec![1; self.packages.len()];
+        };
+        let busy = now.iter().zip(&self.ticks).map(|(now, before)| now.saturating_sub(*before)).collect();
+        self.ticks = now;
+        busy
+    }
+
+    /// Busy ticks by package: user, nice, system, irq and softirq of each CPU (guest time is in user; stolen time is no work
+    /// of this node).
+    fn busy_ticks(&self, stat: &str) -> PackageTimes {
+        let mut ticks = vec![0u64; self.packages.len()];
+        for line in stat.lines() {
+            let Some((name, fields)) = line.split_once(' ') else { continue };
+            let Some(cpu) = name.strip_prefix("cpu").and_then(|cpu| cpu.parse::<u32>().ok()) else { continue };
+            let fields: Vec<u64> = fields.split_ascii_whitespace().map_while(|field| field.parse().ok()).collect();
+            let busy: u64 = [0, 1, 2, 5, 6].into_iter().filter_map(|index| fields.get(index)).sum();
+            if let Some(package) = self.packages.iter().position(|package| package.cpus.contains(&cpu)) {
+                ticks[package] += busy;
+            }
+        }
+        ticks
+    }
+
+    fn times(&mut self, dir: &Path, busy: &[u64]) -> Option<PackageTimes> {
+        if !self.unified {
+            return self.per_cpu(&fs::read_to_string(dir.join("cpuacct.usage_percpu")).ok()?);
+        }
+        let total = match fs::read_to_string(dir.join("cpu.stat")) {
+            Ok(text) => {
+                let usage = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
+                usage.trim().parse::<u64>().ok()?.checked_mul(1000)?
+            }
+            // Kernels before 5.10 have none in the root.
+            Err(_) if dir == self.tree => {
+                let ticks = self.busy_ticks(&self.host.text("/proc/stat")?);
+                ticks.iter().sum::<u64>().checked_mul(TICK_NANOS)?
+            }
+            Err(_) => return None,
+        };
+        if self.packages.len() == 1 {
+            return Some(vec![total]);
+        }
+        let within = self.only_package(dir);
+        let (last, times) = self.divided.entry(dir.to_owned()).or_insert_with(|| (total, vec![0; self.packages.len()]));
+        let used = total.saturating_sub(*last);
+        *last = total;
+        match within {
+            Some(package) => times[package] += used,
+            None => {
+                let (parts, rest) = divide(used, busy, 0);
+                times.iter_mut().zip(parts).for_each(|(time, part)| *time += part);
+                times[0] += rest;
+            }
+        }
+        Some(times.clone())
+    }
+
+    /// The only package that a v2 cgroup may run on, if there is one.
+    fn only_package(&self, dir: &Path) -> Option<usize> {
+        let cpus = cpu_list(&fs::read_to_string(dir.join("cpuset.cpus.effective")).ok()?)?;
+        let first = cpus.first()?;
+        let package = self.packages.iter().position(|package| package.cpus.contains(first))?;
+        cpus.iter().all(|cpu| self.packages[package].cpus.contains(cpu)).then_some(package)
+    }
+
+    /// `cpuacct.usage_percpu`: one number for each possible CPU, by number.
+    fn per_cpu(&self, text: &str) -> Option<PackageTimes> {
+        let times: Vec<u64> = text.split_ascii_whitespace().map(|time| time.parse().ok()).collect::<Option<_>>()?;
+        let of = |package: &Package| {
+            package.cpus.iter().try_fold(0u64, |sum, cpu| sum.checked_add(*times.get(usize::try_from(*cpu).ok()?)?))
+        };
+        self.packages.iter().map(of).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

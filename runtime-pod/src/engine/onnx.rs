@@ -1,0 +1,259 @@
+//! The ONNX engine: ONNX Runtime on the CPU, on artifacts that keep to the contract in docs/engines.md.
+//!
+//! ONNX Runtime computes; this engine owns the KV cache. Each layer's keys and values lie in one buffer of
+//! (rows, heads, context, head) values, and every call hands the same memory in as past and out as present, so that a
+//! step appends in place and nothing of the cache is copied. A call covers the buffer's first rows, as many as there
+//! are sequences in it; a row that a finished sequence leaves behind is filled by moving the last one there.
+
+mod artifact;
+mod library;
+mod session;
+
+use std::path::Path;
+
+use super::slots::Slots;
+use super::{Dtype, Engine, EngineError, EngineInfo, EngineName, LoadOptions, Provider, SlotToken, size};
+use artifact::Artifact;
+use session::{Cache, Session};
+
+/// The file that an artifact's directory must hold.
+pub(super) const FILE: &str = "model.onnx";
+/// Prompt tokens computed at once; longer prompts go through in pieces, so that scratch memory is bounded.
+const MAX_ROWS: usize = 512;
+
+/// A model loaded into ONNX Runtime.
+pub(super) struct OnnxEngine {
+    info: EngineInfo,
+    session: Session,
+    cache: Cache,
+    slots: Slots,
+    rows: Rows,
+    /// Logits in the order of rows, where that is not the order asked for.
+    scratch: Vec<f32>,
+}
+
+impl OnnxEngine {
+    /// Loads the model that `options` describe.
+    pub(super) fn load(options: &LoadOptions) -> Result<Self, EngineError> {
+        if options.provider != Provider::Cpu {
+            let (engine, provider) = (EngineName::Onnx, options.provider);
+            return Err(EngineError::NoProvider { engine, provider, has: "cpu" });
+        }
+        let (slots, threads) = size::slots_and_threads(options)?;
+        let path = options.model_dir.join(FILE);
+        let weight_bytes = artifact_bytes(&options.model_dir, &path)?;
+        let library = library::library()?;
+        let session = session::open(&library.environment, &path, threads)?;
+        let artifact = Artifact::read(&session, &path)?;
+        matches_request(options.dtype, artifact.dtype)?;
+        let context = size::context(options.max_context, artifact.max_positions)?;
+        let kv_bytes_per_token =
+            (artifact.layers * 2 * artifact.kv_heads * artifact.head_dim * size_of::<f32>()) as u64;
+        // The weights are in memory by now.
+        size::fits(0, kv_bytes_per_token, slots, context)?;
+
+        let info = EngineInfo {
+            engine: EngineName::Onnx,
+            engine_version: library.version.clone(),
+            provider: Provider::Cpu,
+            dtype: artifact.dtype,
+            architecture: artifact.architecture.clone(),
+            parameters: artifact.parameters,
+            vocab_size: artifact.vocab,
+            context_length: context,
+            slots,
+            threads,
+            weight_bytes,
+            kv_bytes_per_token,
+            work: artifact.work,
+            isa: None,
+        };
+        let cache = Cache::new(&artifact, slots, context);
+        Ok(Self {
+            slots: Slots::new(slots, context, artifact.vocab),
+            rows: Rows::new(slots),
+            scratch: vec![0.0; slots * artifact.vocab],
+            session: Session::new(session, &artifact)?,
+            cache,
+            info,
+        })
+    }
+
+    /// Puts the sequences of `batch` into the first rows, in any order.
+    fn gather(&mut self, batch: &[SlotToken]) {
+        let wanted = |slot: usize| batch.iter().any(|b| b.slot == slot);
+        let mut hole = 0;
+        for b in batch {
+            let row = self.rows.of(b.slot);
+            if row < batch.len() {
+                continue;
+            }
+            // As many rows in front hold none of the batch as the batch has rows behind.
+            while self.rows.slot_in(hole).is_some_and(wanted) {
+                hole += 1;
+            }
+            let length = |slot: Option<usize>| slot.map_or(0, |slot| self.slots.length(slot));
+            let positions = length(Some(b.slot)).max(length(self.rows.slot_in(hole)));
+            self.cache.swap(hole, row, positions);
+            self.rows.swap(hole, row);
+        }
+    }
+}
+
+impl Engine for OnnxEngine {
+    fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    fn prefill(&mut self, slot: usize, tokens: &[u32], logits: Option<&mut [f32]>) -> Result<(), EngineError> {
+        self.slots.check_prefill(slot, tokens, logits.as_ref().map(|l| l.len()))?;
+        let row = self.rows.claim(slot);
+        let vocab = self.info.vocab_size;
+        for piece in tokens.chunks(MAX_ROWS) {
+            let begin = self.slots.length(slot);
+            let out = &mut self.scratch[..vocab];
+            self.session.run(&mut self.cache, row, piece, &[begin], out)?;
+            self.slots.add(slot, piece.len());
+        }
+        if let Some(logits) = logits {
+            logits.copy_from_slice(&self.scratch[..vocab]);
+        }
+        Ok(())
+    }
+
+    fn decode(&mut self, batch: &[SlotToken], logits: &mut [f32]) -> Result<(), EngineError> {
+        self.slots.check_decode(batch, logits.len())?;
+        for b in batch {
+            self.rows.claim(b.slot);
+        }
+        self.gather(batch);
+        let mut order: Vec<(usize, usize)> = batch.iter().enumerate().map(|(i, b)| (self.rows.of(b.slot), i)).collect();
+        order.sort_unstable();
+        let tokens: Vec<u32> = order.iter().map(|&(_, i)| batch[i].token).collect();
+        let lengths: Vec<usize> = order.iter().map(|&(_, i)| self.slots.length(batch[i].slot)).collect();
+        if order.iter().enumerate().all(|(at, &(_, i))| at == i) {
+            self.session.run(&mut self.cache, 0, &tokens, &lengths, logits)?;
+        } else {
+            let vocab = self.info.vocab_size;
+            let out = &mut self.scratch[..logits.len()];
+            self.session.run(&mut self.cache, 0, &tokens, &lengths, out)?;
+            for (from, &(_, i)) in out.chunks_exact(vocab).zip(&order) {
+                logits[i * vocab..][..vocab].copy_from_slice(from);
+            }
+        }
+        for b in batch {
+            self.slots.add(b.slot, 1);
+        }
+        Ok(())
+    }
+
+    fn release(&mut self, slot: usize) {
+        self.slots.clear(slot);
+        self.rows.release(slot);
+    }
+}
+
+/// Which row of the cache each slot's sequence lies in.
+struct Rows {
+    row: Vec<Option<usize>>,
+    slot: Vec<Option<usize>>,
+}
+
+impl Rows {
+    fn new(slots: usize) -> Self {
+        Self { row: vec![None; slots], slot: vec![None; slots] }
+    }
+
+    /// The slot's row; the first free one if it has none yet.
+    fn claim(&mut self, slot: usize) -> usize {
+        if let Some(row) = self.row[slot] {
+            return row;
+        }
+        // There are as many rows as slots, so a slot without a row leaves one free.
+        let row = self.slot.iter().position(Option::is_none).unwrap_or(slot);
+        (self.row[slot], self.slot[row]) = (Some(row), Some(slot));
+        row
+    }
+
+    /// The row of a slot that has claimed one.
+    fn of(&self, slot: usize) -> usize {
+        self.row[slot].unwrap_or(slot)
+    }
+
+    fn slot_in(&self, row: usize) -> Option<usize> {
+        self.slot[row]
+    }
+
+    fn swap(&mut self, a: usize, b: usize) {
+        self.slot.swap(a, b);
+        for row in [a, b] {
+            if let Some(slot) = self.slot[row] {
+                self.row[slot] = Some(row);
+            }
+        }
+    }
+
+    fn release(&mut self, slot: usize) {
+        if let Some(row) = self.row.get_mut(slot).and_then(Option::take) {
+            self.slot[row] = None;
+        }
+    }
+}
+
+/// Bytes of the model's files: `model.onnx` and what lies beside it under names that begin so.
+fn artifact_bytes(dir: &Path, path: &Path) -> Result<u64, EngineError> {
+    let fail = |problem: String| EngineError::Model { path: path.to_owned(), problem };
+    let missing = |e: std::io::Error| {
+        fail(format!(
+            "{e}; the onnx engine needs {FILE} with a KV cache: make one with tools/modelpack, or choose another engine"
+        ))
+    };
+    let mut bytes = std::fs::metadata(path).map_err(missing)?.len();
+    for entry in std::fs::read_dir(dir).map_err(|e| fail(e.to_string()))?.flatten() {
+        let name = entry.file_name();
+        if name.to_str().is_some_and(|name| name.starts_with(FILE) && name != FILE) {
+            bytes += entry.metadata().map_or(0, |m| m.len());
+        }
+    }
+    Ok(bytes)
+}
+
+/// An artifact's weights are what they are.
+fn matches_request(wanted: Option<Dtype>, dtype: Dtype) -> Result<(), EngineError> {
+    match wanted.filter(|wanted| *wanted != dtype) {
+        None => Ok(()),
+        Some(wanted) => Err(EngineError::Option {
+            option: "--dtype",
+            problem: format!(
+                "the artifact's weights are {dtype}, not {wanted}; leave the option out, or choose another artifact"
+            ),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn rows_and_slots_stay_each_others_inverse(steps in proptest::collection::vec((0..3u8, 0..6usize, 0..6usize), 0..60)) {
+            let mut rows = Rows::new(6);
+            for (what, a, b) in steps {
+                match what {
+                    0 => { rows.claim(a); }
+                    1 => rows.release(a),
+                    _ => rows.swap(a, b),
+                }
+                for slot in 0..6 {
+                    if let Some(row) = rows.row[slot] {
+                        prop_assert_eq!(rows.slot[row], Some(slot));
+                    }
+                }
+                let used = |of: &[Option<usize>]| of.iter().flatten().count();
+                prop_assert_eq!(used(&rows.row), used(&rows.slot));
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! The plan step, where the data is: reads the input once, counts each request's tokens with the tokenizers of the models
+//! that would do, forecasts the length of its output, and solves for the assignment that costs least.
+//!
+//! The answer is a [`PlanReport`] in the termination message; the assignment itself stands in a file beside the output.
+
+mod count;
+mod readers;
+mod solve;
+
+use crate::assignment::{self, AssignmentError};
+use crate::run::Surroundings;
+use crate::tokenizer::TokenizerError;
+use count::{Counts, MODELS};
+use joulecast_crds::names::{ENV_PLAN_SPEC, exit};
+use joulecast_crds::plan_step::{CANDIDATES, PlanFigures, PlanReport, PlanSpec};
+use joulecast_crds::report::Failure;
+use joulecast_crds::run_spec::VERSION;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+/// Why there is no plan.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The specification is not there.
+    #[error(
+        "{ENV_PLAN_SPEC} is not set: `plan` is started by the operator; `joulecast plan` plans from a command line"
+    )]
+    Missing,
+    /// It is not what it should be.
+    #[error("{ENV_PLAN_SPEC}: {0}; operator and runtime image may be of different releases")]
+    Malformed(#[from] serde_json::Error),
+    /// A field of it is out of range.
+    #[error("{ENV_PLAN_SPEC}: {0}")]
+    Field(String),
+    /// The input cannot be read.
+    #[error("input {}: {source}", path.display())]
+    Input {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// A tokenizer cannot be had.
+    #[error("model {model}: {source}")]
+    Tokenizer {
+        /// The InferenceModel.
+        model: String,
+        /// Why not.
+        source: TokenizerError,
+    },
+    /// A request has more tokens than can be planned with, or there are too many requests.
+    #[error("{0}")]
+    Problem(#[from] joulecast_planner::plan::ProblemError),
+    /// No assignment keeps the limits: proved.
+    #[error("{0}")]
+    Infeasible(String),
+    /// None was found in time.
+    #[error("{reason}; raise the limits, or the operator's time limit for planning")]
+    Undecided {
+        /// What was tried.
+        reason: String,
+    },
+    /// The assignment cannot be written.
+    #[error(transparent)]
+    Assignment(#[from] AssignmentError),
+    /// Nor its directory.
+    #[error("directory {}: {source}", path.display())]
+    Directory {
+        /// The directory.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// It was asked to stop.
+    #[error("stopped before the plan was made")]
+    Stopped,
+}
+
+impl PlanError {
+    /// One word, stable: becomes the reason of a condition.
+    #[must_use]
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Self::Missing | Self::Malformed(_) | Self::Field(_) => "PlanSpecInvalid",
+            Self::Input { .. } => "InputUnreadable",
+            Self::Tokenizer { .. } => "TokenizerUnreadable",
+            Self::Problem(_) => "PlanProblem",
+            Self::Infeasible(_) => "Infeasible",
+            Self::Undecided { .. } => "Undecided",
+            Self::Assignment(_) | Self::Directory { .. } => "AssignmentUnwritable",
+            Self::Stopped => "Stopped",
+        }
+    }
+
+    /// The exit code: whether another attempt may help.
+    #[must_use]
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Stopped => exit::STOPPED,
+            Self::Assignment(_) | Self::Directory { .. } => exit::FAILED,
+            Self::Input { source, .. } if source.kind() != io::ErrorKind::NotFound => exit::FAILED,
+            _ => exit::INVALID,
+        }
+    }
+}
+
+/// Reads a plan specification.
+///
+/// # Errors
+/// [`PlanError::Missing`], [`PlanError::Malformed`], [`PlanError::Field`].
+pub fn read_spec(json: Option<&str>) -> Result<PlanSpec, PlanError> {
+    let spec: PlanSpec = serde_json::from_str(json.ok_or(PlanError::Missing)?)?;
+    let wrong = |text: String| Err(PlanError::Field(text));
+    if spec.version != VERSION {
+        return wrong(format!("version {} is not known, this runtime reads version {VERSION}", spec.version));
+    }
+    if spec.candidates.is_empty() || spec.candidates.len() > CANDIDATES {
+        return wrong(format!("candidates: {} of them; it must be 1 to {CANDIDATES}", spec.candidates.len()));
+    }
+    if spec.models.is_empty() || spec.models.len() > MODELS {
+        return wrong(format!("models: {} of them; it must be 1 to {MODELS}", spec.models.len()));
+    }
+    if let Some(candidate) = spec.candidates.iter().find(|candidate| candidate.model >= spec.models.len()) {
+        return wrong(format!("candidate {}: model {} is not in the list", candidate.name, candidate.model));
+    }
+    for model in &spec.models {
+        let fractions = [model.output.low, model.output.mean, model.output.high];
+        if let Some(fraction) = fractions.iter().find(|fraction| !(**fraction > 0.0 && **fraction <= 1.0)) {
+            return wrong(format!("model {}: output: {fraction} is out of range; it must be above 0 to 1", model.name));
+        }
+    }
+    if spec.load_bytes_per_second.is_nan() || spec.load_bytes_per_second <= 0.0 {
+        return wrong(format!(
+            "loadBytesPerSecond: {} is out of range; it must be above 0",
+            spec.load_bytes_per_second
+        ));
+    }
+    if !(spec.time_limit_seconds > 0.0 && spec.time_limit_seconds <= 86_400.0) {
+        return wrong(format!("timeLimitSeconds: {} is out of range", spec.time_limit_seconds));
+    }
+    Ok(spec)
+}
+
+/// Plans what the specification says; gives the termination message and the exit code.
+#[must_use]
+pub fn plan(spec: Result<PlanSpec, PlanError>, threads: usize, around: &Surroundings) -> (String, u8) {
+    let (run, result) = match spec {
+        Ok(spec) => (Some(spec.run.clone()), figures(&spec, threads, around)),
+        Err(error) => (None, Err(error)),
+    };
+    let (plan, failure, code) = match result {
+        Ok(plan) => (Some(plan), None, exit::DONE),
+        Err(error) => {
+            tracing::error!(reason = error.reason(), "{error}");
+            let message = error.to_string().chars().take(1024).collect();
+            (None, Some(Failure { reason: error.reason().to_owned(), message }), error.exit_code())
+        }
+    };
+    let message = match run {
+        Some(run) => serde_json::to_string(&PlanReport { version: VERSION, run, plan, failure }),
+        // Nothing is known of whose plan it was to be.
+        None => serde_json::to_string(&serde_json::json!({"version": VERSION, "failure": failure})),
+    };
+    // Numbers, strings and lists only: it has no way to fail.
+    (message.expect("a report serializes"), code)
+}
+
+fn figures(spec: &PlanSpec, threads: usize, around: &Surroundings) -> Result<PlanFigures, PlanError> {
+    let began = (around.clock)();
+    let counts = read(spec, threads, around)?;
+    let read = (around.clock)();
+    tracing::info!(
+        requests = counts.requests(),
+        malformed = counts.malformed(),
+        seconds = (read - began).as_secs_f64(),
+        "tokens counted"
+    );
+    let limit = Duration::from_secs_f64(spec.time_limit_seconds);
+    let out_of_time = || around.stop.requested() || (around.clock)().saturating_sub(read) > limit;
+    let (mut figures, chosen) = solve::solve(spec, &counts, &out_of_time)?;
+    if around.stop.requested() {
+        return Err(PlanError::Stopped);
+    }
+    let solved = (around.clock)();
+    if let Some(path) = spec.assignment_path.as_deref().map(Path::new)
+        && let Some(chosen) = &chosen
+    {
+        figures.assignment_sha256 = Some(write(path, &counts.by_line(chosen))?);
+    }
+    figures.read_milliseconds = milliseconds(read - began);
+    figures.solve_milliseconds = milliseconds(solved - read);
+    Ok(figures)
+}
+
+fn read(spec: &PlanSpec, threads: usize, around: &Surroundings) -> Result<Counts, PlanError> {
+    let path = PathBuf::from(&spec.input_path);
+    let input_error = |source| PlanError::Input { path: path.clone(), source };
+    let input = File::open(&path).map_err(input_error)?;
+    if input.metadata().map_err(input_error)?.is_dir() {
+        return Err(input_error(io::Error::from(io::ErrorKind::IsADirectory)));
+    }
+    let readers = readers::readers(&spec.models)?;
+    let counted =
+        count::count(io::BufReader::with_capacity(1 << 17, input), &readers, threads, &|| around.stop.requested());
+    counted.map_err(input_error)?.ok_or(PlanError::Stopped)
+}
+
+/// Writes which configuration each line belongs to; gives the file's SHA-256.
+fn write(path: &Path, of_lines: &[u8]) -> Result<String, PlanError> {
+    if let Some(directory) = path.parent() {
+        let failed = |source| PlanError::Directory { path: directory.to_owned(), source };
+        std::fs::create_dir_all(directory).map_err(failed)?;
+    }
+    let mut writer = assignment::Writer::create(path)?;
+    of_lines.iter().try_for_each(|configuration| writer.push(u32::from(*configuration)))?;
+    Ok(writer.finish()?.sha256)
+}
+
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,226 @@
+//! Which lines of the input are a run's own: a block of those that the plan assigned to its configuration.
+
+use super::RunFailure;
+use crate::assignment::{AssignmentError, Reader};
+use crate::batch_file::results::Results;
+use crate::batch_file::{Lines, MAX_LINE_BYTES, lines};
+use joulecast_crds::run_spec::Assignment;
+use std::fs::File;
+use std::io::{self, BufReader, Seek};
+use std::path::PathBuf;
+
+/// Buffer of the input, in bytes.
+pub const READ_BYTES: usize = 1 << 17;
+
+/// Which lines are a run's own, as its specification says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Division {
+    /// Blocks; at least 1.
+    pub shards: u32,
+    /// The run's own block, less than `shards`.
+    pub shard: u32,
+    /// The plan's assignment of lines to configurations.
+    pub assignment: Option<Assignment>,
+    /// The run's own configuration.
+    pub configuration: u32,
+}
+
+impl Division {
+    /// All lines are the run's own.
+    #[must_use]
+    pub fn whole() -> Self {
+        Self { shards: 1, shard: 0, assignment: None, configuration: 0 }
+    }
+
+    /// Whether all lines are the run's own.
+    #[must_use]
+    pub fn is_whole(&self) -> bool {
+        self.shards == 1 && self.assignment.is_none()
+    }
+
+    /// The lines of an input of `total` request lines, as they come.
+    ///
+    /// # Errors
+    /// When the assignment cannot be used.
+    pub fn share(&self, total: u64) -> Result<Share, AssignmentError> {
+        let Self { shards, shard, assignment, configuration } = self;
+        let (reader, lines) = match assignment {
+            Some(assignment) if assignment.requests != total => {
+                let problem = format!("covers {} requests; the input has {total}", assignment.requests);
+                return Err(AssignmentError::Other { path: PathBuf::from(&assignment.path), problem });
+            }
+            Some(assignment) => {
+                let (reader, own) = Reader::open(assignment, *configuration)?;
+                (Some(reader), own)
+            }
+            None => (None, total),
+        };
+        let border = |block: u32| {
+            // At most `lines`, which is a u64.
+            u64::try_from(u128::from(lines) * u128::from(block) / u128::from(*shards)).unwrap_or(u64::MAX)
+        };
+        Ok(Share { reader, configuration: *configuration, first: border(*shard), end: border(shard + 1), rank: 0 })
+    }
+}
+
+/// A run's own lines, asked for one after the other.
+pub struct Share {
+    reader: Option<Reader>,
+    configuration: u32,
+    first: u64,
+    end: u64,
+    /// Lines of the configuration so far.
+    rank: u64,
+}
+
+impl Share {
+    /// All lines, however many there are.
+    #[must_use]
+    pub fn all() -> Self {
+        Self { reader: None, configuration: 0, first: 0, end: u64::MAX, rank: 0 }
+    }
+
+    /// Whether the next request line is the run's own; to be asked once for each line, in order.
+    ///
+    /// # Errors
+    /// When the assignment cannot be read.
+    pub fn owns_next(&mut self) -> Result<bool, AssignmentError> {
+        if let Some(reader) = &mut self.reader
+            && reader.next_configuration()? != Some(self.configuration)
+        {
+            return Ok(false);
+        }
+        self.rank += 1;
+        Ok((self.first..self.end).contains(&(self.rank - 1)))
+    }
+
+    /// Whether no line that follows is the run's own.
+    #[must_use]
+    pub fn is_over(&self) -> bool {
+        self.rank >= self.end
+    }
+}
+
+/// What an input holds, and what of it is there already.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Survey {
+    /// Request lines of the input.
+    pub total: u64,
+    /// Of these, the run's own.
+    pub own: u64,
+    /// Of the run's own, those with a result.
+    pub done: u64,
+    /// Of these, error results.
+    pub failed: u64,
+    /// The first of the run's own lines without a result, by its number in the input.
+    pub first_missing: Option<u64>,
+}
+
+/// Reads the input once and compares it with the results. `None` when it was asked to stop.
+///
+/// # Errors
+/// When the input or the assignment cannot be read.
+pub fn survey(
+    input: &mut File,
+    division: &Division,
+    results: &mut Results,
+    stop: &dyn Fn() -> bool,
+) -> Result<Option<Survey>, RunFailure> {
+    let reader = |input: &mut File| -> Result<_, RunFailure> {
+        input.rewind().map_err(read_error)?;
+        Ok(BufReader::with_capacity(READ_BYTES, input.try_clone().map_err(read_error)?))
+    };
+    let mut survey = Survey::default();
+    let mut share = Share::all();
+    if !division.is_whole() {
+        let counted = lines::count(reader(input)?, MAX_LINE_BYTES, stop).map_err(read_error)?;
+        let Some(total) = counted else { return Ok(None) };
+        survey.total = total;
+        share = division.share(total)?;
+    }
+    let mut lines = Lines::new(reader(input)?, MAX_LINE_BYTES);
+    while !share.is_over() {
+        if survey.own % 1024 == 0 && stop() {
+            return Ok(None);
+        }
+        let Some(line) = lines.next_line().map_err(read_error)? else { break };
+        if !share.owns_next()? {
+            continue;
+        }
+        survey.own += 1;
+        match results.get(line.place).map_err(crate::batch_file::OutputError::from)? {
+            Some(entry) if entry.request == line.content.checksum() => {
+                survey.done += 1;
+                survey.failed += u64::from(entry.failed);
+            }
+            _ => {
+                survey.first_missing.get_or_insert(line.number);
+            }
+        }
+    }
+    input.rewind().map_err(read_error)?;
+    if division.is_whole() {
+        survey.total = survey.own;
+    }
+    Ok(Some(survey))
+}
+
+fn read_error(source: io::Error) -> RunFailure {
+    RunFailure::Read { path: PathBuf::new(), source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::assignment::Writer;
+    use proptest::prelude::*;
+
+    fn own(division: &Division, total: u64) -> Vec<u64> {
+        let mut share = division.share(total).unwrap();
+        (0..total).filter(|_| share.owns_next().unwrap()).collect()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn each_line_belongs_to_one_block_of_one_configuration(
+            configurations in prop::collection::vec(0..3u32, 0..60),
+            shards in 1..9u32,
+        ) {
+            let dir = tempfile::tempdir().unwrap();
+            let mut writer = Writer::create(&dir.path().join("a")).unwrap();
+            configurations.iter().for_each(|configuration| writer.push(*configuration).unwrap());
+            let assignment = writer.finish().unwrap();
+            let total = configurations.len() as u64;
+            let mut seen = vec![0; configurations.len()];
+            for configuration in 0..3 {
+                let mut lengths = Vec::new();
+                for shard in 0..shards {
+                    let division = Division { shards, shard, assignment: Some(assignment.clone()), configuration };
+                    let lines = own(&division, total);
+                    lengths.push(lines.len());
+                    for line in lines {
+                        prop_assert_eq!(configurations[line as usize], configuration);
+                        seen[line as usize] += 1;
+                    }
+                }
+                let (most, least) = (lengths.iter().max().unwrap(), lengths.iter().min().unwrap());
+                prop_assert!(most - least <= 1, "{:?}", lengths);
+            }
+            prop_assert!(seen.iter().all(|times| *times == 1), "{:?}", seen);
+        }
+    }
+
+    #[test]
+    fn blocks_are_contiguous_and_an_assignment_of_another_input_is_refused() {
+        let division = |shard| Division { shards: 3, shard, assignment: None, configuration: 0 };
+        assert_eq!([0, 1, 2].map(|shard| own(&division(shard), 8)), [vec![0, 1], vec![2, 3, 4], vec![5, 6, 7]]);
+        assert_eq!([0, 1, 2].map(|shard| own(&division(shard), 1)), [vec![], vec![], vec![0]]);
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::create(&dir.path().join("a")).unwrap();
+        writer.push(0).unwrap();
+        let assignment = Some(writer.finish().unwrap());
+        let error = Division { assignment, ..Division::whole() }.share(2).err().unwrap().to_string();
+        assert!(error.contains("covers 1 requests; the input has 2"), "{error}");
+    }
+}

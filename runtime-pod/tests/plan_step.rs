@@ -1,0 +1,181 @@
+//! The plan step as a program: what it answers, what it writes, and what it refuses.
+
+use joulecast_crds::plan_step::{PlanFigures, PlanReport};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+fn demo_model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/demo/model").canonicalize().unwrap()
+}
+
+fn candidate(name: &str, model: usize, energy: Value, accuracy: f64) -> Value {
+    json!({
+        "name": name, "model": model, "energy": energy, "runtime": {"tout": 0.01}, "accuracy": accuracy, "slots": 1,
+        "configuration": {"format": "safetensors", "artifactIndex": 0, "engine": "candle", "provider": "cpu", "deviceClass": "cpu", "batch": 1}
+    })
+}
+
+fn spec(dir: &Path, models: &[PathBuf], candidates: Vec<Value>, zeta: f64) -> Value {
+    let models: Vec<Value> = models
+        .iter()
+        .map(|path| json!({"name": "m", "path": path, "output": {"low": 0.25, "mean": 0.5, "high": 1.0}}))
+        .collect();
+    json!({
+        "version": 1, "run": {"namespace": "n", "job": "j", "jobUid": "u", "epoch": 1, "configuration": 0},
+        "inputPath": dir.join("in.jsonl"), "assignmentPath": dir.join("out.parts/a"), "models": models,
+        "candidates": candidates, "zeta": zeta, "loadBytesPerSecond": 1e9, "timeLimitSeconds": 10.0
+    })
+}
+
+/// Runs the program; gives the exit code and the termination message.
+fn plan(dir: &Path, spec: Option<&Value>) -> (i32, PlanReport) {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_joulecast-runtime"));
+    command.args(["plan", "--termination-log"]).arg(dir.join("message")).env_remove("JOULECAST_PLAN_SPEC");
+    if let Some(spec) = spec {
+        command.env("JOULECAST_PLAN_SPEC", spec.to_string());
+    }
+    let code = command.output().unwrap().status.code().unwrap();
+    let message = std::fs::read_to_string(dir.join("message")).unwrap();
+    let report = serde_json::from_str(&message).unwrap_or_else(|_| {
+        let told: Value = serde_json::from_str(&message).unwrap();
+        PlanReport {
+            version: 1,
+            run: serde_json::from_value(
+                json!({"namespace": "", "job": "", "jobUid": "", "epoch": 0, "configuration": 0}),
+            )
+            .unwrap(),
+            plan: None,
+            failure: serde_json::from_value(told["failure"].clone()).unwrap(),
+        }
+    });
+    (code, report)
+}
+
+fn planned(dir: &Path, spec: &Value) -> PlanFigures {
+    let (code, report) = plan(dir, Some(spec));
+    assert_eq!(code, 0, "{report:?}");
+    report.plan.unwrap()
+}
+
+/// Twenty requests that allow 10 to 200 tokens, a blank line, and two lines that are no requests.
+fn input(dir: &Path) {
+    let mut text = String::new();
+    for i in 1..=20 {
+        let request = json!({"custom_id": format!("r{i}"), "method": "POST", "url": "/v1/completions",
+            "body": {"model": "m", "prompt": "let mut x = 1;".repeat(i), "max_tokens": 10 * i}});
+        text.push_str(&format!("{request}\n"));
+        if i == 3 {
+            text.push_str("\nnot JSON\n");
+        }
+    }
+    text.push_str(r#"{"custom_id": "no", "method": "GET"}"#);
+    std::fs::write(dir.join("in.jsonl"), text).unwrap();
+}
+
+#[test]
+fn requests_go_where_they_are_cheapest_and_the_file_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    input(dir.path());
+    // Equal at y = 50: short outputs are cheaper on the second, which has no fixed cost.
+    let candidates = vec![
+        candidate("flat", 0, json!({"const": 50.0}), 0.5),
+        candidate("steep", 0, json!({"tout": 1.0}), 0.5),
+        candidate("dear", 0, json!({"const": 500.0}), 0.5),
+    ];
+    let figures = planned(dir.path(), &spec(dir.path(), &[demo_model()], candidates, 1.0));
+    assert_eq!((figures.requests, figures.malformed, figures.gap), (20, 2, 0.0));
+    // Half of what is allowed: 5, 10, ... 100 tokens.
+    let given: Vec<u64> = figures.candidates.iter().map(|one| one.requests).collect();
+    assert_eq!(given.iter().sum::<u64>(), 20);
+    assert!((9..=10).contains(&given[1]) && given[2] == 0, "{given:?}");
+    assert_eq!(figures.candidates.iter().map(|one| one.tokens_allowed).sum::<u64>(), 2100);
+    assert_eq!(figures.candidates.iter().map(|one| one.tokens_out).sum::<u64>(), 1050);
+    let best: f64 = (1..=20).map(|i| f64::from(5 * i).min(50.0)).sum();
+    let joules: f64 = figures.candidates.iter().map(|one| one.joules).sum();
+    assert!((joules - best).abs() < 1e-6 && figures.joules[1] >= best, "{figures:?}");
+    assert!(figures.joules[0] <= figures.joules[1] && figures.joules[1] <= figures.joules[2]);
+    assert!((figures.candidates[2].alone_joules - 10_000.0).abs() < 1e-6);
+    // One byte for each line that is not blank; the lines that are no requests belong to the first configuration.
+    let file = std::fs::read(dir.path().join("out.parts/a")).unwrap();
+    assert_eq!(file.len(), 22);
+    assert_eq!(file.iter().filter(|k| **k == 1).count() as u64, given[1]);
+    assert_eq!((file[0], file[3], file[21], file[20]), (1, 0, 0, 0));
+    assert!(figures.assignment_sha256.is_some());
+}
+
+#[test]
+fn one_candidate_needs_no_file_and_accuracy_weighs_against_energy() {
+    let dir = tempfile::tempdir().unwrap();
+    input(dir.path());
+    let candidates =
+        || vec![candidate("small", 0, json!({"tout": 1.0}), 0.2), candidate("large", 1, json!({"tout": 3.0}), 0.9)];
+    let models = [demo_model(), demo_model()];
+    let chosen = |zeta: f64| {
+        let figures = planned(dir.path(), &spec(dir.path(), &models, candidates(), zeta));
+        assert!(figures.assignment_sha256.is_none() && !dir.path().join("out.parts").exists());
+        figures.candidates.iter().position(|one| one.requests == 20).unwrap()
+    };
+    assert_eq!((chosen(1.0), chosen(0.0)), (0, 1));
+}
+
+#[test]
+fn a_model_that_cannot_read_some_prompts_is_left_out_for_one_that_can() {
+    let dir = tempfile::tempdir().unwrap();
+    let chat = json!({"custom_id": "c", "method": "POST", "url": "/v1/chat/completions",
+        "body": {"messages": [{"role": "user", "content": "Say yes."}], "max_tokens": 4}});
+    std::fs::write(dir.path().join("in.jsonl"), chat.to_string()).unwrap();
+    let without_template = dir.path().join("model");
+    std::fs::create_dir(&without_template).unwrap();
+    std::fs::copy(demo_model().join("tokenizer.json"), without_template.join("tokenizer.json")).unwrap();
+    std::fs::copy(demo_model().join("config.json"), without_template.join("config.json")).unwrap();
+    let candidates = vec![candidate("mute", 0, json!({}), 0.5), candidate("able", 1, json!({"const": 9.0}), 0.5)];
+    let figures = planned(dir.path(), &spec(dir.path(), &[without_template, demo_model()], candidates, 1.0));
+    assert_eq!((figures.requests, figures.unsuited.clone()), (1, vec![0]));
+    assert_eq!(figures.candidates[1].requests, 1);
+}
+
+#[test]
+fn limits_that_cannot_be_kept_are_said_to_be_so_with_the_figures() {
+    let dir = tempfile::tempdir().unwrap();
+    input(dir.path());
+    let mut spec = spec(dir.path(), &[demo_model()], vec![candidate("a", 0, json!({"tout": 1.0}), 0.5)], 1.0);
+    spec["limits"] = json!({"energyJoules": 100.0});
+    let (code, report) = plan(dir.path(), Some(&spec));
+    let failure = report.failure.unwrap();
+    assert_eq!((code, failure.reason.as_str()), (78, "Infeasible"));
+    assert!(failure.message.contains("energy") || failure.message.contains("joule"), "{}", failure.message);
+    spec["limits"] = json!({"energyJoules": 2000.0});
+    assert_eq!(planned(dir.path(), &spec).requests, 20);
+}
+
+#[test]
+fn what_is_wrong_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    input(dir.path());
+    let good = spec(dir.path(), &[demo_model()], vec![candidate("a", 0, json!({"tout": 1.0}), 0.5)], 1.0);
+    let refused = |change: &dyn Fn(&mut Value)| {
+        let mut spec = good.clone();
+        change(&mut spec);
+        let (code, report) = plan(dir.path(), Some(&spec));
+        let failure = report.failure.unwrap();
+        assert_eq!(code, 78, "{failure:?}");
+        format!("{}: {}", failure.reason, failure.message)
+    };
+    let (code, report) = plan(dir.path(), None);
+    assert!(code == 78 && report.failure.unwrap().message.contains("JOULECAST_PLAN_SPEC is not set"));
+    for (change, told) in [
+        (&(|spec: &mut Value| spec["version"] = json!(9)) as &dyn Fn(&mut Value), "version 9"),
+        (&|spec| spec["candidates"] = json!([]), "candidates: 0 of them"),
+        (&|spec| spec["candidates"][0]["model"] = json!(7), "candidate a: model 7 is not in the list"),
+        (&|spec| spec["candidates"][0]["energy"] = json!({"tinn": 1.0}), "unknown term `tinn`"),
+        (&|spec| spec["models"][0]["output"]["mean"] = json!(1.5), "1.5 is out of range"),
+        (&|spec| spec["models"][0]["path"] = json!("/nowhere"), "/nowhere/tokenizer.json"),
+        (&|spec| spec["inputPath"] = json!("/nowhere"), "input /nowhere"),
+        (&|spec| spec["zeta"] = json!(3.0), "zeta is 3"),
+        (&|spec| spec["surprise"] = json!(3.0), "surprise"),
+    ] {
+        let message = refused(change);
+        assert!(message.contains(told), "{told:?} is missing in {message:?}");
+    }
+}

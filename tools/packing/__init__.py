@@ -1,0 +1,1 @@
+"""Model packs: a Hugging Face directory turned into the artifacts that Joulecast's engines read."""

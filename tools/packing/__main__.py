@@ -1,0 +1,117 @@
+"""tools/modelpack: the command line."""
+
+import argparse
+import json
+import re
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+from transformers import AutoTokenizer
+from transformers.utils import logging
+
+from . import check, decoder, gguf_file, manifest, onnx_graph
+from .decoder import NotPacked
+
+# What a runtime reads beside the weights.
+COMPANIONS = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
+              "special_tokens_map.json"]
+KINDS = {"onnx": ("f32", "int8", "int4"), "gguf": tuple(gguf_file.TYPES)}
+ROWS, LENGTH = 8, 96  # segments of the text on which quality is measured
+
+
+def main():
+    given = arguments()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    source, out = Path(given.model), Path(given.out)
+    out.mkdir(parents=True, exist_ok=True)
+    model = decoder.load(source)
+    neutral = decoder.read(model)
+    print(f"{neutral.family}: {neutral.parameters / 1e6:.1f}M parameters, {len(neutral.blocks)} layers", file=sys.stderr)
+    packed, report = [], []
+    for kind, dtype in given.artifacts:
+        directory = out / f"{kind}-{dtype}"
+        if directory.exists():
+            sys.exit(f"{directory} is there already: remove it or name another --out")
+        directory.mkdir()
+        for name in COMPANIONS:
+            if (source / name).exists():
+                shutil.copyfile(source / name, directory / name)
+        if kind == "onnx":
+            graph = onnx_graph.build(neutral, dtype)
+            path = str(directory / "model.onnx")
+            onnx_graph.save(graph, path, None if given.inline else "model.onnx.data")
+        else:
+            path = str(directory / "model.gguf")
+            gguf_file.write(neutral, model.config, dtype, path)
+        entry = {"format": kind, "dtype": dtype, "directory": directory.name}
+        if kind == "onnx":
+            entry |= checked(model, neutral, dtype, path, source, given.text)
+        entry["bytes"] = sum(f.stat().st_size for f in directory.iterdir() if f.name.startswith("model."))
+        entry["checksum"] = manifest.write_sums(directory)
+        print(json.dumps(entry), file=sys.stderr)
+        packed.append((kind, dtype, directory.name, entry["bytes"], entry["checksum"]))
+        report.append(entry)
+    text = manifest.inference_model(given.name, neutral.parameters, given.claim, given.prefix, packed, given.accuracy)
+    (out / "inferencemodel.yaml").write_text(text)
+    print(json.dumps({"model": given.name, "parameters": neutral.parameters, "artifacts": report}, indent=2))
+
+
+def checked(model, neutral, dtype, path, source, text):
+    """f32 must give the same tokens; a quantised artifact is compared on a text where one is given."""
+    if dtype == "f32":
+        return {"largest_logit_difference": check.same_tokens(model, path, neutral.vocab, neutral.max_positions)}
+    if text is None:
+        return {}
+    ids = AutoTokenizer.from_pretrained(source)(Path(text).read_text())["input_ids"]
+    if len(ids) < ROWS * LENGTH:
+        sys.exit(f"--text: {text} has {len(ids)} tokens; at least {ROWS * LENGTH} are needed")
+    mine = check.OnnxModel(path, ROWS, LENGTH)
+    found = check.quality(model, lambda piece: mine.step(np.asarray(piece)), ids, ROWS, LENGTH)
+    return vars(found)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(prog="modelpack", description="Turn a Hugging Face model directory into artifacts for Joulecast's engines, check them, and write the InferenceModel that names them.")
+    parser.add_argument("--model", required=True, metavar="DIR", help="directory with config.json, safetensors and the tokenizer")
+    parser.add_argument("--out", required=True, metavar="DIR", help="gets one directory for each artifact, and inferencemodel.yaml")
+    parser.add_argument("--artifacts", required=True, type=artifacts, metavar="LIST",
+                        help="such as onnx:f32,onnx:int8,gguf:q8_0; " + "; ".join(f"{k}: {', '.join(v)}" for k, v in KINDS.items()))
+    parser.add_argument("--name", type=object_name, default="model", help="name of the InferenceModel")
+    parser.add_argument("--claim", default="models", help="PersistentVolumeClaim that the artifacts will lie on")
+    parser.add_argument("--prefix", default="", help="directory on that volume")
+    parser.add_argument("--accuracy", type=accuracy, metavar="SCORE=SOURCE", help="accuracy score and where it comes from")
+    parser.add_argument("--text", metavar="FILE", help="a text of the model's own kind: perplexity and top-1 agreement of quantised ONNX artifacts are measured on it")
+    parser.add_argument("--inline", action="store_true", help="weights inside model.onnx (for small models; a file may have 2 GB)")
+    return parser.parse_args()
+
+
+def artifacts(text):
+    found = []
+    for part in text.split(","):
+        kind, _, dtype = part.partition(":")
+        if dtype not in KINDS.get(kind, ()):
+            raise argparse.ArgumentTypeError(f"{part!r} is none of " + ", ".join(f"{k}:{d}" for k, v in KINDS.items() for d in v))
+        found.append((kind, dtype))
+    return found
+
+
+def object_name(text):
+    if not re.fullmatch(r"[a-z0-9]([a-z0-9.-]{0,251}[a-z0-9])?", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a Kubernetes object: lower-case letters, digits, - and .")
+    return text
+
+
+def accuracy(text):
+    score, _, source = text.partition("=")
+    if not re.fullmatch(r"0(\.\d{1,9})?|1(\.0{1,9})?", score) or not source or '"' in source or "\\" in source:
+        raise argparse.ArgumentTypeError(f"{text!r}: give a score from 0 to 1 and its source, such as 0.121=HumanEval pass@1")
+    return score, source
+
+
+try:
+    main()
+except (NotPacked, check.Differs) as problem:
+    sys.exit(f"modelpack: {problem}")
