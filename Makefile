@@ -127,3 +127,12 @@ bench-engines: onnxruntime ## our engines and their peers in Python in turns, wi
 	[ -e build/bench/smollm2/config.json ] || target/release/joulecast-runtime random-model --shape smollm2-135m --dtype f32 --out build/bench/smollm2
 	[ -e build/bench/packs/inferencemodel.yaml ] || tools/modelpack --model build/bench/smollm2 --out build/bench/packs --artifacts onnx:f32,onnx:int8,onnx:int4
 	ORT_DYLIB_PATH=build/onnxruntime/libonnxruntime.so build/tools/bin/python benches/engines.py $(ARGS)
+
+# Not part of any test: it installs packages and takes minutes.
+.PHONY: bench-planner
+bench-planner: ## the planner beside OR-tools and HiGHS on the same instances (installs both into build/bench/venv)
+	$(call stage,plans the same instances with joulecast - OR-tools - HiGHS)
+	cargo build --release --bin joulecast
+	[ -e build/bench/venv/bin/python ] || python3 -m venv build/bench/venv
+	build/bench/venv/bin/pip install --quiet 'ortools>=9,<10' 'highspy>=1.7,<2' numpy scipy
+	build/bench/venv/bin/python benches/planner.py --sizes 500 10000 100000 1000000

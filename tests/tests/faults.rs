@@ -1,7 +1,7 @@
 //! What machines and processes do to a job: nodes without power or network, killed processes of the cluster, of the operator
 //! and of the run itself. Needs the local cluster with the nodes cpu-0 and gpu-0, and Joulecast with two replicas and
 //! `retries.unreachableSeconds=5` (`make cluster-tests` provides both). One test at a time: each disturbs all.
-#![allow(missing_docs)]
+#![allow(missing_docs, clippy::print_stdout, reason = "how long something took is worth reading")]
 
 use anyhow::{Context, Result, ensure};
 use joulecast_crds::InferenceJob;

@@ -21,7 +21,7 @@ const SMALL: usize = 50_000;
 /// Nodes that the first estimate of prices is made from.
 const COARSE: usize = 4096;
 /// Corrections of that estimate by all requests.
-const CORRECTIONS: usize = 4;
+const CORRECTIONS: usize = 8;
 /// Requests that stay undecided when all others are decided by prices.
 const UNDECIDED: f64 = 5000.0;
 /// Requests that are looked at to find how near a border is, and how many of them are near each candidate's at least.
