@@ -186,7 +186,8 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
         forecast: None,
     };
     let Outcome { report, failure, book, journal: _ } = run_engine(&run, &around);
-    tidy(&run, failure.is_none() || report.lines.done == 0);
+    // What an interrupted run left is never removed because going on with it failed.
+    tidy(&run, failure.is_none() || (!resume && report.lines.done == 0));
     let totals = report::totals(&report, &book);
     let mut stdout = io::stdout().lock();
     match args.output {
