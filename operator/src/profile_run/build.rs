@@ -8,7 +8,8 @@ use crate::profile_run::observe::identity;
 use crate::progress::ProgressKey;
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::names::{
-    CONTAINER, ENV_PROGRESS_TOKEN, LABEL_PROFILE_RUN, LABEL_PROFILE_RUN_UID, PROGRESS_PORT, RESOURCE_CUDA, exit,
+    CONTAINER, ENV_PROGRESS_TOKEN, LABEL_PROFILE_RUN, LABEL_PROFILE_RUN_UID, PROGRESS_PORT, RESOURCE_CPU,
+    RESOURCE_CUDA, exit,
 };
 use joulecast_crds::profile_run::{Budget, Grid, Pace, Repetitions};
 use joulecast_crds::{DeviceClass, ProfileRun};
@@ -199,9 +200,15 @@ fn inside(directory: &str, path: &str) -> String {
 fn resources(run: &ProfileRun, config: &Config) -> ResourceRequirements {
     let own = run.spec.pod_template.resources.clone();
     let mut resources = own.unwrap_or_else(|| config.pod_defaults.resources.clone());
-    if run.spec.provider.device_class() == DeviceClass::Cuda {
+    let class = run.spec.provider.device_class();
+    let slot = match class {
         // Without a slot the pod would see no GPU.
-        resources.limits.get_or_insert_default().entry(RESOURCE_CUDA.into()).or_insert_with(|| Quantity("1".into()));
+        DeviceClass::Cuda => Some(RESOURCE_CUDA),
+        // Without a slot it measures, and estimates its energy.
+        DeviceClass::Cpu => config.slots.contains(&class).then_some(RESOURCE_CPU),
+    };
+    if let Some(slot) = slot {
+        resources.limits.get_or_insert_default().entry(slot.into()).or_insert_with(|| Quantity("1".into()));
     }
     resources
 }
@@ -331,6 +338,18 @@ mod tests {
         let selected = policy.pod_selector.unwrap().match_labels.unwrap();
         let labels = prepared.child.spec.unwrap().template.metadata.unwrap().labels.unwrap();
         assert!(selected.iter().all(|(key, value)| labels.get(key) == Some(value)));
+    }
+
+    #[test]
+    fn where_there_is_a_node_agent_a_slot_is_asked_for() {
+        let mut config = jobs::config();
+        let limit = |config: &Config| {
+            let resources = pod(&built(|_| (), config)).containers[0].resources.clone();
+            resources.and_then(|resources| resources.limits?.get(RESOURCE_CPU).cloned())
+        };
+        assert_eq!(limit(&config), None);
+        config.slots.insert(DeviceClass::Cpu);
+        assert_eq!(limit(&config), Some(Quantity("1".into())));
     }
 
     #[test]
