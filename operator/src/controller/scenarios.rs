@@ -55,9 +55,11 @@ const LOST: &str = "carried out; the answer is lost";
 struct FakeApi {
     sent: Arc<Mutex<Vec<Sent>>>,
     failures: Arc<Mutex<VecDeque<Failure>>>,
-    /// How many writes there were, and at which one the operator dies (and whether only the answer is lost).
-    count: Arc<Mutex<(usize, Option<(usize, bool)>)>>,
+    count: Arc<Mutex<Writes>>,
 }
+
+/// How many writes there were, and at which one the operator dies (and whether only the answer is lost).
+type Writes = (usize, Option<(usize, bool)>);
 
 impl FakeApi {
     fn writes(&self) -> usize {

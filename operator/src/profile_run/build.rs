@@ -341,6 +341,18 @@ mod tests {
     }
 
     #[test]
+    fn where_there_is_a_node_agent_a_slot_is_asked_for() {
+        let mut config = jobs::config();
+        let limit = |config: &Config| {
+            let resources = pod(&built(|_| (), config)).containers[0].resources.clone();
+            resources.and_then(|resources| resources.limits?.get(RESOURCE_CPU).cloned())
+        };
+        assert_eq!(limit(&config), None);
+        config.slots.insert(DeviceClass::Cpu);
+        assert_eq!(limit(&config), Some(Quantity("1".into())));
+    }
+
+    #[test]
     fn model_and_samples_on_one_claim_are_one_volume() {
         let same = |spec: &mut ProfileRunSpec| spec.samples.persistent_volume_claim.claim_name = "models".into();
         let pod = pod(&built(same, &jobs::config()));
