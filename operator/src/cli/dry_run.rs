@@ -13,6 +13,7 @@ use joulecast_crds::{InferenceJob, InferenceJobStatus};
 use kube::api::{DeleteParams, PostParams, PropagationPolicy};
 use kube::runtime::wait::await_condition;
 use kube::{Api, ResourceExt};
+use serde::Deserialize;
 use std::io::{Read, Write, stdin};
 use std::path::Path;
 use std::time::Duration;
@@ -51,9 +52,8 @@ fn read(file: &Path) -> Result<InferenceJob> {
     } else {
         std::fs::read_to_string(file).with_context(|| format!("{shown} cannot be read"))?
     };
-    let mut jobs = Vec::new();
-    for document in serde_yaml::Deserializer::from_str(&text) {
-        use serde::Deserialize;
+    let mut places = Vec::new();
+    for (place, document) in serde_yaml::Deserializer::from_str(&text).enumerate() {
         let value = serde_yaml::Value::deserialize(document).with_context(|| format!("{shown} is not YAML"))?;
         if value.is_null() {
             continue;
@@ -61,10 +61,12 @@ fn read(file: &Path) -> Result<InferenceJob> {
         let kind =
             value.get("kind").and_then(serde_yaml::Value::as_str).unwrap_or("nothing that has a kind").to_owned();
         ensure!(kind == "InferenceJob", "{shown} holds {kind}: give a file with one InferenceJob");
-        jobs.push(serde_yaml::from_value(value).with_context(|| format!("{shown} is not an InferenceJob"))?);
+        places.push(place);
     }
-    ensure!(jobs.len() == 1, "{shown} holds {} InferenceJobs: give a file with one", jobs.len());
-    jobs.pop().context("no job")
+    ensure!(places.len() == 1, "{shown} holds {} InferenceJobs: give a file with one", places.len());
+    // Read once more and straight, so that an error names field, line and column.
+    let document = serde_yaml::Deserializer::from_str(&text).nth(places[0]).context("no job")?;
+    InferenceJob::deserialize(document).with_context(|| format!("{shown} is not an InferenceJob"))
 }
 
 /// The copy that is planned and never started. The schema's own defaults are for the API server to fill in.

@@ -1,7 +1,9 @@
 //! `joulecast plan`: the cheapest placement of a workload file on the candidates of a configurations file.
 
+use super::access::Access;
+use super::dry_run;
 use crate::{configs, workload};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use joulecast_planner::plan::{
     Baseline, Candidate, Limits, Outcome, Plan, Problem, ProblemError, Proof, Workload, baselines, solve,
@@ -13,7 +15,8 @@ use std::io::{BufWriter, Write, stderr};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-/// Place each request of a workload on the candidate that is best for it and for the whole.
+/// Place each request of a workload on the candidate that is best for it and for the whole: from files (--workload,
+/// --configs, --zeta), or what a cluster would do with a job (-f), without doing it.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Exit status: 0 a verified assignment; 2 bad arguments or input; 3 proved infeasible (the reason on \
@@ -22,9 +25,17 @@ use std::time::{Duration, Instant};
 pub struct PlanCommand {
     #[command(flatten)]
     input: Input,
+    /// An InferenceJob to be planned by the cluster and not started: a YAML file, or - for standard input.
+    #[arg(short = 'f', long, value_name = "FILE", conflicts_with_all = ["workload", "configs", "zeta", "assignments", "plot"])]
+    filename: Option<PathBuf>,
+    /// With -f: give up after this many seconds.
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    timeout: u32,
+    #[command(flatten)]
+    access: Access,
     /// Weight of energy against accuracy: 1 saves energy only, 0 looks at accuracy only.
     #[arg(long, value_parser = zeta)]
-    zeta: f64,
+    zeta: Option<f64>,
     /// Write the chosen configuration of each request here, a name a line in the workload's order.
     #[arg(long, value_name = "FILE")]
     assignments: Option<PathBuf>,
@@ -47,10 +58,10 @@ pub struct PlanCommand {
 pub struct Input {
     /// Requests: CSV with the header `tau_in,tau_out`.
     #[arg(long, value_name = "FILE")]
-    workload: PathBuf,
+    workload: Option<PathBuf>,
     /// Configurations to choose from (JSON).
     #[arg(long, value_name = "FILE")]
-    configs: PathBuf,
+    configs: Option<PathBuf>,
     /// The limits of each configuration to keep.
     #[arg(long, value_enum, default_value_t = Constraint::Shares)]
     constraint: Constraint,
@@ -98,7 +109,11 @@ impl Input {
     /// # Errors
     /// Unreadable or malformed files.
     pub fn read(&self) -> Result<(Vec<Tokens>, Vec<Candidate>)> {
-        Ok((workload::read(&self.workload)?, configs::read(&self.configs)?))
+        let given = |file: &'_ Option<PathBuf>, missing: &'static str| file.clone().context(missing);
+        let workload =
+            given(&self.workload, "--workload is missing: give the requests, CSV with the header tau_in,tau_out")?;
+        let configs = given(&self.configs, "--configs is missing: give the configurations to choose from, JSON")?;
+        Ok((workload::read(&workload)?, configs::read(&configs)?))
     }
 
     /// The limits that the arguments ask for.
@@ -126,12 +141,18 @@ impl PlanCommand {
     /// # Errors
     /// A report or file that cannot be written.
     pub fn run(&self, out: &mut impl Write) -> Result<u8> {
+        if let Some(file) = &self.filename {
+            let timeout = Duration::from_secs(self.timeout.into());
+            return dry_run::run(file, &self.access, timeout, self.output == Output::Json, out);
+        }
         let (requests, candidates) = match self.input.read() {
             Ok(read) => read,
             Err(error) => return refuse(&error),
         };
-        let problem =
-            Problem { candidates: &candidates, zeta: self.zeta, normalisers: None, limits: self.input.limits() };
+        let Some(zeta) = self.zeta else {
+            return refuse(&anyhow!("--zeta is missing: give the weight of energy against accuracy, between 0 and 1"));
+        };
+        let problem = Problem { candidates: &candidates, zeta, normalisers: None, limits: self.input.limits() };
         let started = Instant::now();
         let patience = self.input.patience();
         let solved = decide(&requests, &problem, &|| started.elapsed() > patience);

