@@ -133,8 +133,9 @@ pub struct FittedQuantity {
     /// The family of forms that cross-validation chose.
     #[schemars(length(max = 32))]
     pub family: String,
-    /// Samples with a value.
+    /// Samples with a value (n; not named so, because YAML reads a bare n as false).
     #[schemars(range(min = 0))]
+    #[serde(rename = "sampleCount")]
     pub n: i64,
     /// R2 about the mean (centred), over all samples.
     #[serde(default, skip_serializing_if = "Option::is_none")]

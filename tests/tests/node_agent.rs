@@ -186,13 +186,18 @@ async fn the_agent_may_change_its_own_node_and_there_its_own_keys_only() {
             let refused = patched(&unbound, NODE, &meter).await.err().context("an unbound token was allowed")?;
             ensure!(refused.to_string().contains("names none"), "{refused}");
             // Nothing but nodes, and nothing but patching.
-            for (verb, what) in
-                [("get", "nodes"), ("list", "pods"), ("get", "secrets"), ("update", "nodes"), ("patch", "nodes/status")]
-            {
+            for (verb, what, part) in [
+                ("get", "nodes", ""),
+                ("list", "pods", ""),
+                ("get", "secrets", ""),
+                ("update", "nodes", ""),
+                // `nodes/status` would ask about a node of the name `status`.
+                ("patch", "nodes", "status"),
+            ] {
                 let as_agent = format!("system:serviceaccount:{AGENT_NAMESPACE}:{AGENT}");
-                let (_, answer, _) =
-                    user_tries("kubectl", &["auth", "can-i", verb, what, "--as", &as_agent, "-A"], None).await?;
-                ensure!(answer.trim() == "no", "the agent may {verb} {what}");
+                let asked = ["auth", "can-i", verb, what, "--subresource", part, "--as", &as_agent, "-A"];
+                let (_, answer, _) = user_tries("kubectl", &asked, None).await?;
+                ensure!(answer.trim() == "no", "the agent may {verb} {what} {part}");
             }
             Ok(())
         };

@@ -24,8 +24,7 @@ async fn two_models(here: &TestNamespace) -> Result<(String, String)> {
             },
         });
         here.apply(&model.to_string()).await?;
-        let quantity =
-            |fixed: &str, tout: &str| json!({"terms": {"const": fixed, "tout": tout}, "family": "linear", "n": 10});
+        let quantity = |fixed: &str, tout: &str| json!({"terms": {"const": fixed, "tout": tout}, "family": "linear", "sampleCount": 10});
         let range = json!({"min": 1, "max": 4096});
         let energy_model = json!({
             "apiVersion": "joulecast.dev/v1alpha1", "kind": "EnergyModel", "metadata": {"name": name},

@@ -13,9 +13,9 @@ pub(crate) fn energy_model() -> EnergyModel {
             "key": {"model": "demo", "artifactDigest": DIGEST, "dtype": "bf16", "engine": "candle",
                 "engineVersion": "0.11", "provider": "cpu", "deviceClass": "cpu", "batch": 1},
             "fit": {
-                "energy": {"terms": {"const": "0.5", "tin": "0.01", "tout": "0.1"}, "family": "linear", "n": 40,
+                "energy": {"terms": {"const": "0.5", "tin": "0.01", "tout": "0.1"}, "family": "linear", "sampleCount": 40,
                     "r2": "0.999", "cvMedianApe": "0.02", "interval": interval},
-                "runtime": {"terms": {"const": "0.01", "tin": "0.001", "tout": "0.01"}, "family": "linear", "n": 40,
+                "runtime": {"terms": {"const": "0.01", "tin": "0.001", "tout": "0.01"}, "family": "linear", "sampleCount": 40,
                     "cvMedianApe": "0.01", "interval": interval},
                 "domain": {"tokensIn": {"min": 8, "max": 512}, "tokensOut": {"min": 8, "max": 256}, "batch": {"min": 1, "max": 1}},
                 "samples": 40,

@@ -5,8 +5,10 @@ use super::Ask;
 use crate::config::Config;
 use crate::controller::build::{self, INPUT_DIR, OUTPUT_DIR};
 use crate::controller::validate::{InputFile, ValidJob};
-use joulecast_crds::names::{CONTAINER, ENV_PLAN_SPEC, LABEL_TASK};
-use k8s_openapi::api::batch::v1::{Job, JobSpec};
+use joulecast_crds::names::{CONTAINER, ENV_PLAN_SPEC, LABEL_TASK, exit};
+use k8s_openapi::api::batch::v1::{
+    Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyRule,
+};
 use k8s_openapi::api::core::v1::{Container, EnvVar, PodSpec, PodTemplateSpec};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 
@@ -66,6 +68,18 @@ pub fn plan_job(ask: &Ask, job: &ValidJob, config: &Config) -> Job {
             backoff_limit: Some(BACKOFF_LIMIT),
             completions: Some(1),
             parallelism: Some(1),
+            // An answer that will not change is given once.
+            pod_failure_policy: Some(PodFailurePolicy {
+                rules: vec![PodFailurePolicyRule {
+                    action: "FailJob".into(),
+                    on_exit_codes: Some(PodFailurePolicyOnExitCodesRequirement {
+                        container_name: Some(CONTAINER.into()),
+                        operator: "In".into(),
+                        values: [exit::USAGE, exit::INVALID].map(i32::from).into(),
+                    }),
+                    on_pod_conditions: None,
+                }],
+            }),
             template: PodTemplateSpec {
                 metadata: Some(ObjectMeta { labels: Some(pod_labels), ..ObjectMeta::default() }),
                 spec: Some(PodSpec {
