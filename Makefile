@@ -69,8 +69,14 @@ cluster-tests: ## the tests that need the local cluster, as `make demo` leaves i
 	set -a
 	. build/images/images.env
 	set +a
-	tests/two-nodes.sh faults
 	cargo test --release --workspace --test jobs --test planning --test energy_models --test node_agent --test release
+
+.PHONY: faults
+faults: export KUBECONFIG := $(cluster_kubeconfig)
+faults: setup images cluster-up ## nodes powered off and cut, everything restarted under running jobs; adds a second node for some minutes
+	$(call stage,takes nodes and daemons away under running jobs)
+	tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
+	tests/two-nodes.sh faults
 
 .PHONY: soak
 soak: export KUBECONFIG := $(cluster_kubeconfig)

@@ -12,10 +12,12 @@ use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod, PodSpec, PodStatus, Taint}
 use kube::api::ObjectMeta;
 use kube::runtime::controller::Controller;
 use kube::runtime::reflector::{ObjectRef, Store, store};
+use kube::runtime::utils::Backoff;
 use kube::runtime::{PredicateConfig, WatchStreamExt, watcher};
 use kube::{Api, Client, Resource, ResourceExt};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::{Notify, watch};
 
 /// The caches, kept up to date while the controller of [`watch`] runs.
@@ -146,6 +148,7 @@ pub fn watch(
     let (by_model, by_node, by_energy_model) = (jobs.clone(), jobs.clone(), jobs.clone());
     let on_node = pods.clone();
     let controller = Controller::for_stream(job_stream, jobs.clone())
+        .trigger_backoff(AtOnce)
         .owns_stream(child_stream)
         .watches_stream(pod_stream, |pod: Pod| job_of(&pod))
         .watches_stream(model_stream, move |model: InferenceModel| {
@@ -166,6 +169,23 @@ pub fn watch(
             refs(&by_energy_model, |job| !job.status.as_ref().is_some_and(|status| is_frozen(status, None)))
         });
     (Caches { jobs, models, children, pods, nodes, energy_models, filled: receiver }, controller)
+}
+
+/// No wait of the controller's own after an error of a watch: each watch waits by itself. The controller holds up all of
+/// them together, twice as long with every error; after a restart of the API server, which all watches notice, the last
+/// of them would be heard minutes later.
+pub(crate) struct AtOnce;
+
+impl Iterator for AtOnce {
+    type Item = Duration;
+
+    fn next(&mut self) -> Option<Duration> {
+        Some(Duration::ZERO)
+    }
+}
+
+impl Backoff for AtOnce {
+    fn reset(&mut self) {}
 }
 
 fn refs(jobs: &Store<InferenceJob>, wanted: impl Fn(&InferenceJob) -> bool) -> Vec<ObjectRef<InferenceJob>> {

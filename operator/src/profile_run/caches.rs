@@ -1,6 +1,6 @@
 //! What is watched for ProfileRuns: themselves, and the Jobs and pods that measure for them.
 
-use crate::controller::caches::{filled, prune_child, prune_meta, prune_pod};
+use crate::controller::caches::{AtOnce, filled, prune_child, prune_meta, prune_pod};
 use futures::TryStreamExt;
 use joulecast_crds::ProfileRun;
 use joulecast_crds::names::LABEL_PROFILE_RUN;
@@ -66,6 +66,7 @@ pub fn watch(client: &Client, namespace: Option<&str>) -> (Caches, Controller<Pr
         .inspect_ok(filled(&sender))
         .touched_objects();
     let controller = Controller::for_stream(run_stream, runs.clone())
+        .trigger_backoff(AtOnce)
         .owns_stream(child_stream)
         .watches_stream(pod_stream, |pod: Pod| run_of(&pod));
     (Caches { runs, children, pods, filled: receiver }, controller)
