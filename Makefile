@@ -64,8 +64,10 @@ readme: ## runs the commands of README.md on the cluster that the demo left runn
 # The last stage of `make test`: cargo's own closing lines stand at the end, so no stage line follows them.
 .PHONY: cluster-tests
 cluster-tests: export KUBECONFIG := $(cluster_kubeconfig)
-cluster-tests: ## the tests that need the local cluster, as `make demo` leaves it
+cluster-tests: ## the tests that need the local cluster, which `make demo` leaves running
 	@printf '\n== %s: %s\n' '$@' 'tests on the local cluster'
+	# With the values of the tests: the README's own installation has the chart's.
+	tests/install.sh
 	set -a
 	. build/images/images.env
 	set +a
