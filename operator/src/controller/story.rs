@@ -59,7 +59,8 @@ pub fn events(old: &InferenceJobStatus, computed: &Computed) -> Vec<Event> {
         && find(old, conditions::PLANNED)
             .is_none_or(|old| (&old.status, &old.message) != (&planned.status, &planned.message))
     {
-        events.push(event(EventType::Warning, &planned.reason, &planned.message, "Plan"));
+        let kind = if planned.reason == "Planning" { EventType::Normal } else { EventType::Warning };
+        events.push(event(kind, &planned.reason, &planned.message, "Plan"));
     }
     if let Some(running) = became(conditions::RUNNING, "True") {
         let mut started = event(EventType::Normal, "Started", &running.message, "Run");

@@ -14,6 +14,7 @@ pki=$state/pki
 logs=$state/log
 pids=$state/pids
 volumes=$state/volumes
+registries=$state/registries           # HOST:PORT/hosts.toml, as containerd reads them whenever it pulls
 kubeconfig=$state/kubeconfig
 owner_mark=$state/.joulecast-cluster   # `up` makes it, `down --wipe` removes nothing without it
 lock_file=/run/lock/joulecast-cluster.lock
