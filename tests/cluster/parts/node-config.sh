@@ -61,6 +61,7 @@ write_kubelet_config() { # NODE FILE
     nodes=$(node_names | wc -l)
     memory_ki=$(awk '/^MemTotal:/ {print $2}' /proc/meminfo)
     # Every node sees the whole machine, so each reserves what belongs to the others.
+    # NeverVerify: an image that was loaded stays usable when the same one was pulled from a registry under another name.
     # clusterDNS: nothing answers there; without it each pod gets a warning event.
     cat >"$2" <<YAML
 apiVersion: kubelet.config.k8s.io/v1beta1
@@ -102,5 +103,6 @@ nodeStatusReportFrequency: 10s
 nodeLeaseDurationSeconds: 8
 syncFrequency: 10s
 registerNode: true
+imagePullCredentialsVerificationPolicy: NeverVerify
 YAML
 }
