@@ -4,12 +4,13 @@
 //! Only what CDI 0.3.0 knows is used, so that every runtime that knows CDI at all can read it.
 
 use crate::gpus::{nodes, parts};
+use crate::own_file::OwnFile;
 use joulecast_crds::names::RESOURCE_CUDA;
 use joulecast_meter::Host;
 use joulecast_meter::nvml::Board;
 use serde_json::{Value, json};
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 /// Version of the format.
 const VERSION: &str = "0.3.0";
@@ -45,7 +46,7 @@ pub fn specification(boards: &[Board], host: &Host) -> Value {
 
 /// The file, while it is there.
 #[derive(Debug)]
-pub struct File(PathBuf);
+pub struct File(Option<OwnFile>);
 
 impl File {
     /// Writes the specification into a directory that runtimes read.
@@ -60,14 +61,17 @@ impl File {
             .and_then(|()| std::fs::write(&new, format!("{specification:#}\n")))
             .and_then(|()| std::fs::rename(&new, &path))
             .map_err(|error| io::Error::new(error.kind(), format!("{}: {error}", path.display())))?;
-        Ok(Self(path))
+        Ok(Self(Some(OwnFile::made(path))))
     }
 }
 
 impl Drop for File {
     fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_file(&self.0) {
-            tracing::warn!(path = %self.0.display(), %error, "the CDI specification cannot be removed");
+        let Some(file) = self.0.take() else { return };
+        let path = file.path().display().to_string();
+        // An agent that came after this one may have written its own.
+        if let Err(error) = file.remove() {
+            tracing::warn!(path, %error, "the CDI specification cannot be removed");
         }
     }
 }

@@ -17,6 +17,7 @@ pub mod labels;
 pub mod metering;
 pub mod metrics;
 pub mod node_meter;
+pub mod own_file;
 pub mod plugin;
 pub mod proto;
 pub mod registration;

@@ -196,18 +196,18 @@ async fn run(arguments: Arguments) -> Result<()> {
     if let Some(events) = found.events {
         health::watch(Arc::clone(&service), events).context("the thread that waits for news of GPUs")?;
     }
-    let mut sockets = Vec::new();
+    let (stop, stopped) = watch::channel(false);
+    let mut serving = Vec::new();
     for slot in resources.iter().flat_map(|(_, _, slots)| slots) {
         let directory = layout.directory(&slot.id);
-        let listener = service::listen(&directory, SOCKET).with_context(|| directory.display().to_string())?;
-        sockets.push(directory.join(SOCKET));
-        tokio::spawn(service::serve(Arc::clone(&service), slot.id.clone(), listener));
+        let socket = service::listen(&directory, SOCKET).with_context(|| directory.display().to_string())?;
+        let serve = service::serve(Arc::clone(&service), slot.id.clone(), socket, stopped.clone());
+        serving.push(tokio::spawn(serve));
     }
     // Before the kubelet knows of the slots, since a pod may come at once. It is removed when this function ends.
     let written = found.specification.map(|specification| cdi::File::write(&arguments.cdi_dir, &specification));
     let specification = written.transpose().context("--cdi-dir")?;
 
-    let (stop, stopped) = watch::channel(false);
     let (mut lists, mut registrations, mut are_registered) = (Vec::new(), Vec::new(), Vec::new());
     for (resource, socket, slots) in resources {
         let (list, listed) = watch::channel(slots);
@@ -243,8 +243,8 @@ async fn run(arguments: Arguments) -> Result<()> {
     steps.abort();
     service.tick();
     service.save();
-    for socket in sockets {
-        let _ = std::fs::remove_file(socket);
+    for serve in serving {
+        serve.await.context("the task of a slot's socket")?;
     }
     tracing::info!("stopped");
     Ok(())

@@ -306,6 +306,7 @@ impl Metering {
         };
         let metered = ledger.between(&holder.uid, &window.edge, &ledger.edge(&holder.uid, at));
         let mut energy = energy(number, &metered);
+        energy.device_lost = self.meter.device_lost(&holder.uid);
         energy.notes.extend(self.meter.gpus_of(&holder.uid).filter_map(shared));
         energy.notes.extend(cross_check(&self.meter, metered.length, &window.marks));
         if close {
@@ -371,5 +372,6 @@ fn energy(window: u64, metered: &Metered) -> WindowEnergy {
         idle_microjoules: metered.idle().map(|energy| energy.0),
         domain_microjoules: domains,
         notes,
+        device_lost: None,
     }
 }

@@ -244,6 +244,14 @@ impl NodeMeter {
         self.troubled.clone().into_iter().chain(self.sources.iter().filter_map(ill).flatten()).collect()
     }
 
+    /// Why a pod has no use of one of its GPUs any more, if so.
+    #[must_use]
+    pub fn device_lost(&self, uid: &str) -> Option<String> {
+        let troubled = self.ledger.owners().filter(|(_, owner)| *owner == uid);
+        let troubled = troubled.filter_map(|(slot, _)| self.troubled.get(slot).cloned()).next();
+        troubled.or_else(|| self.gpus_of(uid).find_map(|gpu| Some(format!("{} is lost: {}", gpu.name(), gpu.lost()?))))
+    }
+
     /// Takes in what NVML tells of a GPU; if it does not say which, it may be any. It stays so until the agent starts anew:
     /// such GPUs want a reset.
     pub fn trouble(&mut self, trouble: &Trouble) {

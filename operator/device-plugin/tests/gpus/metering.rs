@@ -129,8 +129,11 @@ fn a_lost_gpu_is_ill_at_once_and_leaves_others_alone() {
     let failing = metering.meter().failing(fake.now(), LIMIT);
     assert_eq!(failing.keys().collect::<Vec<_>>(), [&lost]);
     assert!(failing[&lost].contains("gpu-0 is lost"), "{failing:?}");
-    assert_eq!(fake.close(&mut metering, &lost, of_lost).gross_microjoules, None);
-    assert_eq!(fake.close(&mut metering, &well, of_well).gross_microjoules, Some(200_000_000));
+    let of_lost = fake.close(&mut metering, &lost, of_lost);
+    assert_eq!(of_lost.gross_microjoules, None);
+    assert!(of_lost.device_lost.is_some_and(|why| why.contains("gpu-0 is lost")));
+    let of_well = fake.close(&mut metering, &well, of_well);
+    assert_eq!((of_well.gross_microjoules, of_well.device_lost), (Some(200_000_000), None));
 }
 
 #[test]
@@ -138,7 +141,9 @@ fn an_xid_error_makes_all_slots_of_its_board_ill_unless_an_application_made_it()
     let mut shared = gpu('a', 0);
     shared.instances = Some(vec![instance('c', 1, 3), instance('d', 2, 1)]);
     let mut fake = FakeGpus::new(vec![shared, gpu('b', 1)]);
-    let mut metering = fake.metering(&[]);
+    let (instance, other) = (uuid("MIG", 'c'), uuid("GPU", 'b'));
+    let mut metering = fake.metering(&[(&instance, "a"), (&other, "b")]);
+    let ((one, ..), (two, ..)) = (fake.open(&mut metering, &instance), fake.open(&mut metering, &other));
     let (events, notes) = fake.nvml().events(&fake.boards());
     let events = events.unwrap();
     assert!(notes.is_empty(), "{notes:?}");
@@ -152,6 +157,9 @@ fn an_xid_error_makes_all_slots_of_its_board_ill_unless_an_application_made_it()
     let failing = metering.meter().failing(fake.now(), LIMIT);
     assert_eq!(failing.keys().cloned().collect::<Vec<_>>(), [uuid("MIG", 'c'), uuid("MIG", 'd')]);
     assert!(failing.values().all(|why| why == "Xid 79 of gpu-0"), "{failing:?}");
+    // The pods that hold them hear of it, and others do not.
+    assert_eq!(fake.close(&mut metering, &instance, one).device_lost.as_deref(), Some("Xid 79 of gpu-0"));
+    assert_eq!(fake.close(&mut metering, &other, two).device_lost, None);
 }
 
 #[test]
