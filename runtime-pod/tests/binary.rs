@@ -297,6 +297,69 @@ fn an_interrupted_run_goes_on_where_it_was() {
     assert_eq!(left, ["out.jsonl"]);
 }
 
+/// A node agent that answers each reading, and says from some moment on that the slot's GPU is lost.
+fn fake_agent(socket: &Path) -> std::sync::Arc<std::sync::atomic::AtomicBool> {
+    let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    let lost = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let is_lost = std::sync::Arc::clone(&lost);
+    std::thread::spawn(move || {
+        let (mut stream, mut joules) = (BufReader::new(listener.accept().unwrap().0), 0);
+        let mut line = String::new();
+        while stream.read_line(&mut line).is_ok_and(|length| length > 0) {
+            joules += 1;
+            let mut answer = json!({"window": {"window": 1, "status": "Complete", "length_microseconds": 1,
+                "gross_microjoules": joules * 1_000_000, "domain_microjoules": {"gpu-0": joules * 1_000_000}}});
+            if is_lost.load(std::sync::atomic::Ordering::SeqCst) {
+                answer["window"]["device_lost"] = json!("Xid 79 of gpu-0");
+            }
+            if line.contains("open") {
+                answer = json!({"opened": {"window": 1, "meter": "fake agent"}});
+            }
+            // The program may have ended.
+            let _ = writeln!(stream.get_mut(), "{answer}");
+            line.clear();
+        }
+    });
+    lost
+}
+
+#[test]
+fn a_run_whose_gpu_is_lost_ends_with_its_own_exit_code_and_keeps_its_results() {
+    let model = Model::new("tiny-llama");
+    let input = fs::read_to_string(model.write_input()).unwrap();
+    let lines: Vec<&str> = input.lines().collect();
+    let (fifo, socket) = (model.path("fifo"), model.path("meter.sock"));
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let lost = fake_agent(&socket);
+    let mut command = runtime();
+    command.args(["run", "--engine", "candle", "--provider", "cpu", "--threads", "1", "--output", "json", "--slot"]);
+    command.arg(&socket).arg("--model").arg(model.dir.path()).arg("--input").arg(&fifo);
+    command.arg("--out").arg(model.path("out/out.jsonl")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    writeln!(writer, "{}\n{}", lines[0], lines[1]).unwrap();
+    lost.store(true, std::sync::atomic::Ordering::SeqCst);
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut seen = String::new();
+    while !seen.contains("the device is lost") {
+        assert!(stderr.read_line(&mut seen).unwrap() > 0, "{seen}");
+    }
+    // It waits for a line; whatever comes now is not worked off. The program may have closed its end by now.
+    let _ = writeln!(writer, "{}\n{}", lines[2], lines[3]);
+    drop(writer);
+    std::io::copy(&mut stderr, &mut std::io::sink()).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(i32::from(joulecast_crds::names::exit::DEVICE_LOST)));
+    let totals: Value = serde_json::from_slice(&ended.stdout).expect("stdout holds one JSON document");
+    let energy = &totals["energy"];
+    assert_eq!(
+        (energy["source"].as_str(), energy["meter"].as_str()),
+        (Some("Measured"), Some("fake agent")),
+        "{totals}"
+    );
+    assert!(model.path("out/out.jsonl.parts").is_dir() && !model.path("out/out.jsonl").exists());
+}
+
 /// Waits for something that the program does; half a minute is far more than it takes.
 fn await_true(condition: impl Fn() -> bool) {
     let began = std::time::Instant::now();
