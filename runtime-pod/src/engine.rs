@@ -344,12 +344,24 @@ pub struct LoadOptions {
     pub max_context: Option<usize>,
     /// Type of the weights in memory; `None` keeps that of the files.
     pub dtype: Option<Dtype>,
+    /// What the files must be, as [`crate::artifact_digest`] tells it; `None` leaves that unchecked. Checked by whoever
+    /// computes the digest ([`crate::artifact_digest::expect`]): it is not computed twice.
+    pub digest: Option<String>,
 }
 
 impl LoadOptions {
     /// Options with one slot and every other choice left to its default.
     pub fn new(model_dir: impl Into<PathBuf>, engine: EngineName, provider: Provider) -> Self {
-        Self { model_dir: model_dir.into(), engine, provider, batch: 1, threads: None, max_context: None, dtype: None }
+        Self {
+            model_dir: model_dir.into(),
+            engine,
+            provider,
+            batch: 1,
+            threads: None,
+            max_context: None,
+            dtype: None,
+            digest: None,
+        }
     }
 }
 

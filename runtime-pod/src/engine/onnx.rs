@@ -42,6 +42,7 @@ impl OnnxEngine {
         let (slots, threads) = size::slots_and_threads(options)?;
         let path = options.model_dir.join(FILE);
         let weight_bytes = artifact_bytes(&options.model_dir, &path)?;
+        size::fits(weight_bytes, 0, slots, 0)?;
         let library = library::library()?;
         let session = session::open(&library.environment, &path, threads)?;
         let artifact = Artifact::read(&session, &path)?;
