@@ -4,12 +4,20 @@
 //! machine cannot do is refused by name, with the way out, because the joules of a run are booked
 //! on the engine and provider that were asked for.
 
+#[cfg(feature = "openvino")]
+mod appended;
 #[cfg(feature = "candle")]
 mod candle;
 pub mod config;
 pub mod gguf;
 #[cfg(feature = "onnx")]
 mod onnx;
+#[cfg(feature = "openvino")]
+mod openvino;
+#[cfg(any(feature = "onnx", feature = "openvino"))]
+mod rows;
+#[cfg(any(feature = "onnx", feature = "openvino"))]
+mod shared_library;
 mod size;
 mod slots;
 pub mod weights;
@@ -249,7 +257,8 @@ pub struct EngineInfo {
 
 /// Bytes and operations of one step, counted from the model's configuration. An operation is a multiplication or an
 /// addition, so a multiply-add is two.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Work {
     /// Weights that every decode step reads once, whatever its batch: all but an embedding that is not the output layer too.
     pub step_weight_bytes: u64,
@@ -406,6 +415,9 @@ pub fn available() -> Vec<EngineName> {
     if cfg!(feature = "onnx") {
         names.push(EngineName::Onnx);
     }
+    if cfg!(feature = "openvino") {
+        names.push(EngineName::Openvino);
+    }
     names
 }
 
@@ -424,6 +436,10 @@ pub fn load(options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         EngineName::Onnx => Ok(Box::new(onnx::OnnxEngine::load(options)?)),
         #[cfg(not(feature = "onnx"))]
         engine @ EngineName::Onnx => Err(EngineError::NotInBuild { engine, has: has() }),
+        #[cfg(feature = "openvino")]
+        EngineName::Openvino => Ok(Box::new(openvino::load(options)?)),
+        #[cfg(not(feature = "openvino"))]
+        engine @ EngineName::Openvino => Err(EngineError::NotInBuild { engine, has: has() }),
         engine => Err(EngineError::NotImplemented { engine, has: has() }),
     }
 }
