@@ -53,7 +53,7 @@ kills: ## kill the runtime wherever it writes, renames or reports, and start it 
 
 .PHONY: test
 test: export KUBECONFIG := $(cluster_kubeconfig)
-test: setup check images cluster-selftest cluster-up demo readme cluster-tests ## all tests: check, the local cluster itself, demo, README, tests on the cluster
+test: setup check images cluster-selftest cluster-up demo demo-registry readme cluster-tests ## all tests: check, the local cluster itself, demo, README, tests on the cluster
 
 .PHONY: demo
 demo: ## the main job end to end; KUBECONFIG=... REGISTRY=... uses a cluster of yours, otherwise a local one starts
@@ -65,11 +65,18 @@ readme: ## runs the commands of README.md on the cluster that the demo left runn
 	$(call stage,runs the commands of README.md)
 	tests/readme.sh
 
+.PHONY: demo-registry
+demo-registry: ## the demo once more, as on a cluster of yours: images pushed to a registry, and pulled from it
+	$(call stage,runs the demo once more: images pushed to a registry and pulled from it)
+	tests/demo/registry.sh
+
 # The last stage of `make test`: cargo's own closing lines stand at the end, so no stage line follows them.
 .PHONY: cluster-tests
 cluster-tests: export KUBECONFIG := $(cluster_kubeconfig)
-cluster-tests: ## the tests that need the local cluster, as `make demo` leaves it
+cluster-tests: ## the tests that need the local cluster, which `make demo` leaves running
 	@printf '\n== %s: %s\n' '$@' 'tests on the local cluster'
+	# With the values of the tests: the README's own installation has the chart's.
+	tests/install.sh
 	set -a
 	. build/images/images.env
 	set +a

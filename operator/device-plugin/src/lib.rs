@@ -8,7 +8,10 @@
 #![forbid(unsafe_code)]
 
 pub mod allocate;
+pub mod cdi;
 pub mod clock;
+pub mod gpus;
+pub mod health;
 pub mod holders;
 pub mod labels;
 pub mod metering;
@@ -19,3 +22,4 @@ pub mod proto;
 pub mod registration;
 pub mod service;
 pub mod slots;
+pub mod steps;

@@ -197,7 +197,10 @@ fn plan(snapshot: &Snapshot, job: &ValidJob, config: &Config) -> (Planning, Opti
     let without = unmodelled.into_iter().chain(left_out(rejected)).collect();
     match plan_step::step(snapshot, job, &modelled, without, config) {
         Step::Ask(ask) => {
-            let told = format!("a plan pod is asked about {} candidates", ask.question.spec.candidates.len());
+            let told = match ask.question.spec.candidates.len() {
+                1 => "a plan pod is asked about the one candidate".to_owned(),
+                n => format!("a plan pod is asked about {n} candidates"),
+            };
             (Planning::Asking(told), Some(ask))
         }
         Step::Wait(what) => (Planning::Asking(what), None),

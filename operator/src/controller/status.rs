@@ -157,6 +157,17 @@ fn state(status: &InferenceJobStatus) -> &'static str {
         .unwrap_or("Pending")
 }
 
+/// A pod that has done its share while its Job is still open: it takes the cluster some seconds to close one.
+fn closing(snapshot: &Snapshot) -> Option<&PodFacts> {
+    let open = |pod: &&PodFacts| {
+        snapshot
+            .children
+            .iter()
+            .any(|child| child.ours && !child.finished() && !child.suspend && child.place == pod.place)
+    };
+    snapshot.pods.iter().filter(|pod| pod.end().is_some_and(|end| end.succeeded)).find(open)
+}
+
 /// The status being written, with what it is written from.
 pub(super) struct Conditions<'a> {
     pub(super) status: &'a mut InferenceJobStatus,
@@ -282,6 +293,10 @@ impl Conditions<'_> {
         if let Some(pod) = snapshot.running() {
             let message = format!("pod {} runs on node {}", pod.name, pod.node.as_deref().unwrap_or("?"));
             return self.set(conditions::RUNNING, true, "PodRunning", &message);
+        }
+        if let Some(pod) = closing(snapshot) {
+            let message = format!("pod {} has done its share; its Job is being closed", pod.name);
+            return self.set(conditions::RUNNING, true, "Ending", &message);
         }
         let (reason, message) = if let Some(refused) = &applied.refused {
             ("Refused", format!("the API server refused {refused}"))

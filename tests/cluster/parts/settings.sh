@@ -14,6 +14,7 @@ pki=$state/pki
 logs=$state/log
 pids=$state/pids
 volumes=$state/volumes
+registries=$state/registries           # HOST:PORT/hosts.toml, as containerd reads them whenever it pulls
 kubeconfig=$state/kubeconfig
 owner_mark=$state/.joulecast-cluster   # `up` makes it, `down --wipe` removes nothing without it
 lock_file=/run/lock/joulecast-cluster.lock
@@ -64,7 +65,7 @@ add_nodes() {
     for name in "$@"; do
         [[ $name =~ ^[a-z]([a-z0-9-]{0,10}[a-z0-9])?$ ]] ||
             fail "node name \"$name\": at most 12 of a-z, 0-9 and -, beginning with a letter (it is part of an interface name)"
-        node_names | grep -qxF -- "$name" && continue
+        node_names | grep -xF -- "$name" >/dev/null && continue
         [ "$(node_names | wc -l)" -lt "$most_nodes" ] || fail "at most $most_nodes nodes"
         printf '%s\n' "$name" >>"$state/node-names"
     done

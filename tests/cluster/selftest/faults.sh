@@ -72,7 +72,7 @@ check_down_and_up() {
     cluster down
     cluster leaks || fail "down left something"
     cluster up
-    cluster up | grep -q "^export KUBECONFIG=$KUBECONFIG\$" || fail "up does not end with the kubeconfig"
+    cluster up | grep "^export KUBECONFIG=$KUBECONFIG\$" >/dev/null || fail "up does not end with the kubeconfig"
     cluster status >/dev/null || fail "the cluster is not complete"
     kubectl get -n probe pvc data >/dev/null || fail "down without --wipe forgot what was there"
     local volume
