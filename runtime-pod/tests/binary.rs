@@ -101,10 +101,10 @@ fn check_results(model: &Model, out: &Path) -> (u64, u64, f64) {
     (tokens_in, tokens_out, joules)
 }
 
-fn run(model: &Model, batch: &str, more: &[&str]) -> Output {
+fn run(model: &Model, engine: &str, batch: &str, more: &[&str]) -> Output {
     let input = model.write_input();
     let mut command = runtime();
-    command.args(["run", "--engine", "candle", "--provider", "cpu", "--threads", "1", "--output", "json"]);
+    command.args(["run", "--engine", engine, "--provider", "cpu", "--threads", "1", "--output", "json"]);
     command.args(["--meter", "modelled", "--busy-watts", "3", "--idle-watts", "0.5", "--batch", batch]).args(more);
     command
         .arg("--model")
@@ -118,9 +118,18 @@ fn run(model: &Model, batch: &str, more: &[&str]) -> Output {
 
 #[test]
 fn a_run_gives_the_golden_tokens_and_its_totals_add_up() {
-    for (name, batch) in [("tiny-llama", "1"), ("tiny-llama", "3"), ("tiny-qwen2", "4")] {
+    let runs = [
+        ("candle", "tiny-llama", "1"),
+        ("candle", "tiny-llama", "3"),
+        ("candle", "tiny-qwen2", "4"),
+        ("onnx", "tiny-llama", "1"),
+        ("onnx", "tiny-gpt-neox", "3"),
+        ("openvino", "tiny-llama", "1"),
+        ("openvino", "tiny-gpt-neox", "3"),
+    ];
+    for (engine, name, batch) in runs {
         let model = Model::new(name);
-        let output = run(&model, batch, &[]);
+        let output = run(&model, engine, batch, &[]);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         let totals: Value = serde_json::from_slice(&output.stdout).expect("stdout holds one JSON document");
         let (tokens_in, tokens_out, joules) = check_results(&model, &model.path("out/out.jsonl"));
@@ -144,11 +153,11 @@ fn an_output_is_replaced_only_on_request() {
     let model = Model::new("tiny-llama");
     fs::create_dir(model.path("out")).unwrap();
     fs::write(model.path("out/out.jsonl"), "precious").unwrap();
-    let output = run(&model, "1", &[]);
+    let output = run(&model, "candle", "1", &[]);
     assert_eq!(output.status.code(), Some(78));
     assert!(text(&output.stderr).contains("--overwrite"), "{}", text(&output.stderr));
     assert_eq!(fs::read_to_string(model.path("out/out.jsonl")).unwrap(), "precious");
-    assert_eq!(run(&model, "1", &["--overwrite"]).status.code(), Some(0));
+    assert_eq!(run(&model, "candle", "1", &["--overwrite"]).status.code(), Some(0));
     check_results(&model, &model.path("out/out.jsonl"));
 }
 
@@ -168,13 +177,23 @@ fn pod(model: &Model, spec: &str) -> Command {
 
 #[test]
 fn a_pod_reports_through_its_termination_message() {
+    for engine in ["candle", "onnx", "openvino"] {
+        reports(engine);
+    }
+}
+
+fn reports(engine: &str) {
     let model = Model::new("tiny-llama");
-    let output = pod(&model, &spec(&model, "candle").to_string()).output().unwrap();
+    let mut spec = spec(&model, engine);
+    // The files are those that the InferenceModel tells.
+    spec["artifactDigest"] = json!(joulecast_runtime::artifact_digest::of(model.dir.path()).unwrap());
+    let output = pod(&model, &spec.to_string()).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let (tokens_in, tokens_out, _) = check_results(&model, &model.path("out/o.jsonl"));
     let message = fs::read_to_string(model.path("message")).unwrap();
     assert!(message.len() <= 4096);
     let report: joulecast_crds::report::Report = serde_json::from_str(&message).unwrap();
+    assert_eq!(report.artifact_digest.as_deref(), spec["artifactDigest"].as_str());
     assert_eq!((report.tokens_in, report.tokens_out), (tokens_in, tokens_out));
     assert_eq!(report.run.unwrap().job_uid, "u-1");
     assert_eq!(
@@ -198,9 +217,14 @@ fn a_pod_that_can_never_work_says_so() {
         spec.to_string()
     };
     let cases = [
-        (with("engine", json!("openvino")), "EngineUnavailable", "openvino"),
+        (with("engine", json!("torch")), "EngineUnavailable", "torch"),
         (with("provider", json!("cuda")), "EngineUnavailable", "cuda"),
         (with("modelPath", json!("/nonexistent/model")), "ModelInvalid", "/nonexistent/model"),
+        (
+            with("artifactDigest", json!(format!("files-sha256:{}", "0".repeat(64)))),
+            "ModelInvalid",
+            "files-sha256:0000",
+        ),
         (with("inputPath", json!("/nonexistent/in.jsonl")), "InputUnreadable", "/nonexistent/in.jsonl"),
         (with("outputPath", json!("/proc/none/out.jsonl")), "OutputUnwritable", "/proc/none"),
         (with("version", json!(9)), "RunSpecInvalid", "version 9"),
@@ -398,19 +422,25 @@ fn install_and_cat_handle_files_of_volumes() {
 #[test]
 fn an_engine_without_its_library_says_where_it_was_looked_for() {
     let model = Model::new("tiny-llama");
-    let run = |library: &str| {
-        let mut command = runtime();
-        command.args(["bench", "--engine", "onnx", "--provider", "cpu", "--prompt-tokens", "4", "--gen-tokens", "2"]);
-        command.args(["--batch", "1", "--repeat", "1", "--output", "json", "--model"]).arg(model.dir.path());
-        command.env("ORT_DYLIB_PATH", library).output().unwrap()
-    };
-    let output = run("/nowhere/libonnxruntime.so");
-    assert!(!output.status.success());
-    let error = text(&output.stderr);
-    for part in ["/nowhere/libonnxruntime.so", "ORT_DYLIB_PATH", "make onnxruntime"] {
-        assert!(error.contains(part), "{error}");
+    for (engine, variable, file, way_out) in [
+        ("onnx", "ORT_DYLIB_PATH", "libonnxruntime.so", "make onnxruntime"),
+        ("openvino", "JOULECAST_OPENVINO", "libopenvino_c.so", "make openvino"),
+    ] {
+        let run = |library: &str| {
+            let mut command = runtime();
+            command.args(["bench", "--engine", engine, "--provider", "cpu", "--prompt-tokens", "4"]);
+            command.args(["--gen-tokens", "2", "--batch", "1", "--repeat", "1", "--output", "json", "--model"]);
+            command.arg(model.dir.path()).env(variable, library).output().unwrap()
+        };
+        let named = format!("/nowhere/{file}");
+        let output = run(&named);
+        assert!(!output.status.success());
+        let error = text(&output.stderr);
+        for part in [&named, variable, way_out] {
+            assert!(error.contains(part), "{error}");
+        }
+        // Empty is as if it were not set: beside the program there is none.
+        let output = run("");
+        assert!(text(&output.stderr).contains("../lib/joulecast"), "{}", text(&output.stderr));
     }
-    // Empty is as if it were not set: beside the program there is none.
-    let output = run("");
-    assert!(text(&output.stderr).contains("../lib/joulecast"), "{}", text(&output.stderr));
 }

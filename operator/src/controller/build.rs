@@ -301,6 +301,7 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
         },
         model: launch.chosen.model.clone(),
         model_path: inside(MODEL_DIR, launch.artifact.as_ref().map_or("", |artifact| artifact.path.as_str())),
+        artifact_digest: launch.artifact_digest.clone(),
         engine: launch.chosen.engine,
         provider: launch.chosen.provider,
         device_class: launch.chosen.device_class,
@@ -513,7 +514,7 @@ mod tests {
         let mut merging = decision.clone();
         let [ChildAction::Launch(launch)] = &mut merging.children[..] else { panic!("{decision:?}") };
         launch.task = Task::Merge;
-        launch.artifact = None;
+        (launch.artifact, launch.artifact_digest) = (None, None);
         launch.chosen.device_class = DeviceClass::Cuda;
         let prepared = build(&merging);
         let pod = pod(&prepared);
