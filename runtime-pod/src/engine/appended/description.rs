@@ -104,7 +104,7 @@ mod tests {
             ("dtype", json!("q9"), "q9"),
             ("layers", json!(0), "layers: 0 is out of range"),
             ("vocab", json!(-1), "-1"),
-            ("head_dim", json!(1 << 40), "head_dim: 1099511627776 is out of range"),
+            ("head_dim", json!(1_u64 << 40), "head_dim: 1099511627776 is out of range"),
             ("colour", json!("red"), "colour"),
         ];
         for (field, value, part) in cases {
