@@ -31,8 +31,12 @@ setup: ## install what is missing: Debian packages, the Kubernetes binaries (Go 
 onnxruntime: ## get ONNX Runtime's library into build/onnxruntime, for the tests, the images and programs that run here
 	@charts/images/onnxruntime
 
+.PHONY: openvino
+openvino: ## get OpenVINO's libraries into build/openvino, for the tests, the images and programs that run here
+	@charts/images/openvino
+
 .PHONY: check
-check: onnxruntime ## format, clippy with warnings denied, unit tests, generated files, chart, scripts; needs no cluster
+check: onnxruntime openvino ## format, clippy with warnings denied, unit tests, generated files, chart, scripts; needs no cluster
 	$(call stage,format - clippy - unit tests and generated files - chart - scripts)
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
@@ -76,7 +80,12 @@ cluster-tests: ## the tests that need the local cluster, which `make demo` leave
 	set -a
 	. build/images/images.env
 	set +a
-	cargo test --release --workspace --test jobs --test planning --test energy_models --test node_agent --test release
+	cargo test --release --workspace --test jobs --test planning --test energy_models --test release
+	# Last, and by itself: the node agent stays for all tests of its program, and goes with the values that they set.
+	tests=0
+	cargo test --release --workspace --test node_agent || tests=$$?
+	tests/install.sh >build/cluster-tests.log 2>&1 || { cat build/cluster-tests.log; exit 1; }
+	exit $$tests
 
 .PHONY: faults
 faults: export KUBECONFIG := $(cluster_kubeconfig)
@@ -134,12 +143,12 @@ bench: ## engine figures on this machine (SmolLM2-135M shape, random weights), b
 		--prompt-tokens 256 --gen-tokens 64 --batch 1 --repeat 5 --output json
 
 .PHONY: bench-engines
-bench-engines: onnxruntime ## our engines and their peers in Python in turns, with ratios (installs several GB the first time); ARGS="--batch 8"
+bench-engines: onnxruntime openvino ## our engines and their peers in Python in turns, with ratios (installs several GB the first time); ARGS="--batch 8"
 	$(call stage,our engines and ONNX Runtime and transformers in Python in turns)
 	cargo build --release -p joulecast-runtime --bin joulecast-runtime
 	[ -e build/bench/smollm2/config.json ] || target/release/joulecast-runtime random-model --shape smollm2-135m --dtype f32 --out build/bench/smollm2
-	[ -e build/bench/packs/inferencemodel.yaml ] || tools/modelpack --model build/bench/smollm2 --out build/bench/packs --artifacts onnx:f32,onnx:int8,onnx:int4
-	ORT_DYLIB_PATH=build/onnxruntime/libonnxruntime.so build/tools/bin/python benches/engines.py $(ARGS)
+	[ -e build/bench/packs/openvino-f32 ] || { rm -rf build/bench/packs; tools/modelpack --model build/bench/smollm2 --out build/bench/packs --artifacts onnx:f32,onnx:int8,openvino:f32; }
+	ORT_DYLIB_PATH=build/onnxruntime/libonnxruntime.so JOULECAST_OPENVINO=build/openvino/libopenvino_c.so build/tools/bin/python benches/engines.py $(ARGS)
 
 # Not part of any test: it installs packages and takes minutes.
 .PHONY: bench-planner

@@ -22,6 +22,7 @@ OURS = {
     "candle q4_0": ("candle", "smollm2", ["--dtype", "q4_0"]),
     "onnx f32": ("onnx", "packs/onnx-f32", []),
     "onnx int8": ("onnx", "packs/onnx-int8", []),
+    "openvino f32": ("openvino", "packs/openvino-f32", []),
 }
 # Which of ours each peer is compared with: the same weights.
 PEERS = {"onnxruntime f32": "onnx f32", "onnxruntime int8": "onnx int8", "transformers f32": "candle f32"}
@@ -134,9 +135,9 @@ def main():
         shares = [[r[name].get(f"{phase}_share") for r in rounds] for phase in ("prefill", "decode")]
         shown = [f"{100 * median(s):.0f} %" if None not in s else "" for s in shares]
         print(f"{name:20} {cells[0]:9.1f} {shown[0]:>9} {cells[1]:9.1f} {shown[1]:>9}")
-    for name, own in PEERS.items():
-        ratios = [median([r[own][phase] / r[name][phase] for r in rounds]) for phase in ("prefill", "decode")]
-        print(f"{own} is {ratios[0]:.2f} times as fast as {name} in prefill, {ratios[1]:.2f} times in decode")
+    for name, mine in PEERS.items():
+        ratios = [median([r[mine][phase] / r[name][phase] for r in rounds]) for phase in ("prefill", "decode")]
+        print(f"{mine} is {ratios[0]:.2f} times as fast as {name} in prefill, {ratios[1]:.2f} times in decode")
 
 
 if __name__ == "__main__":

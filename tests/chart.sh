@@ -58,6 +58,17 @@ diff -u "$agent_golden" "$work/agent.yaml" || fail "$agent_golden is stale: run 
 ! grep -q 'device-plugin' "$work/rendered.yaml" || fail "agent.enabled=false leaves something of the agent"
 render "${fixed[@]}" --set agent.enabled=true >"$work/slots.yaml"
 grep -q 'slots: \[cpu\]' "$work/slots.yaml" || fail "with the agent, runs do not ask for slots"
+# GPUs: a DaemonSet of their own, and none of it elsewhere.
+gpus() { render "${fixed[@]}" --set agent.enabled=true,agent.cuda.enabled=true,agent.cuda.devices="$1"; }
+gpus CDI >"$work/cdi.yaml"
+[ "$(grep -c '^kind: DaemonSet' "$work/cdi.yaml")" = 2 ] || fail "GPUs have no DaemonSet of their own"
+[ "$(grep -c 'path: /var/run/cdi' "$work/cdi.yaml")" = 1 ] || fail "CDI: its directory is to be mounted once"
+for line in '--cuda=cdi' 'runtimeClassName: nvidia' 'nvidia.com/gpu.present, operator: NotIn' 'slots: \[cpu, cuda\]'; do
+	grep -q -e "$line" "$work/cdi.yaml" || fail "agent.cuda: no $line"
+done
+gpus NvidiaPlugin >"$work/plugin.yaml"
+grep -q 'gpuResource: nvidia.com/gpu' "$work/plugin.yaml" || fail "NVIDIA's plugin: runs do not ask for nvidia.com/gpu"
+! grep -q '/var/run/cdi' "$work/plugin.yaml" || fail "NVIDIA's plugin: the agent has no use for CDI"
 
 # The CRDs are there by default and stay on uninstall; the key is made unless one is given.
 render >"$work/default.yaml"
@@ -110,6 +121,9 @@ refused imagePullPolicy --set operator.imagePullPolicy=Sometimes
 refused install --set-string crds.install=yes
 refused kubeletDirectory --set agent.kubeletDirectory=relative
 refused idleWatts --set agent.idleWatts=-1
+refused devices --set agent.cuda.devices=Everything
+refused nodeSelector --set agent.cuda.nodeSelector=null
+refused nodeAffinity --set agent.enabled=true,agent.cuda.enabled=true,agent.affinity.nodeAffinity.x=y
 refused unknownThing --set unknownThing=1
 
 echo "chart: lint, golden rendering and $(grep -c '^refused ' "$0") refusals are as expected"

@@ -102,6 +102,9 @@ def base_layer(programs, opened=()):
     """All but the programs: libraries (also those that the `opened` ones need), certificates, user, /tmp."""
     files = Files()
     needed = set().union(*(libraries(program) for program in [*programs, *opened]))
+    # What lies beside an opened library is opened too, and comes with it.
+    places = {os.path.dirname(os.path.realpath(library)) for library in opened}
+    needed = {library for library in needed if os.path.dirname(os.path.realpath(library)) not in places}
     certificates = sorted(glob.glob(CERTIFICATES))
     if not certificates:
         sys.exit(f"no {CERTIFICATES}: install the package ca-certificates")

@@ -102,7 +102,7 @@ impl EngineName {
         match self {
             Self::Candle => &[ArtifactFormat::Safetensors, ArtifactFormat::Gguf],
             Self::Onnx => &[ArtifactFormat::Onnx],
-            Self::Openvino => &[ArtifactFormat::Openvino, ArtifactFormat::Onnx],
+            Self::Openvino => &[ArtifactFormat::Openvino],
             Self::Torch => &[ArtifactFormat::Safetensors],
             Self::Torchscript => &[ArtifactFormat::Torchscript],
             Self::Llamacpp => &[ArtifactFormat::Gguf],

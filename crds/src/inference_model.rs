@@ -58,7 +58,7 @@ pub struct Artifact {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16))]
     pub dtype: Option<String>,
-    /// What the files are, as reports of runs tell it in their artifactDigest; predictions are then for these files, not for a name.
+    /// What the files are, as reports of runs tell it in their artifactDigest and as tools/modelpack writes it: a run refuses other files, and predictions are for these, not for a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80), regex(pattern = r"^files-sha256:[0-9a-f]{64}$"))]
     pub digest: Option<String>,

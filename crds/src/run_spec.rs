@@ -16,6 +16,10 @@ pub struct RunSpec {
     pub model: String,
     /// Directory (or file, for one-file formats) of the artifact.
     pub model_path: String,
+    /// What the artifact's files must be, as the InferenceModel says ("files-sha256:" and 64 hexadecimal digits); the runtime
+    /// refuses others. Absent: not checked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_digest: Option<String>,
     /// Engine.
     pub engine: EngineName,
     /// Execution provider.

@@ -11,6 +11,7 @@
 //!     requests: {cpu: "1", memory: 1Gi}
 //!     limits: {cpu: "1", memory: 1Gi}
 //! slots: [cpu]                    # classes of nodes whose runs ask for a slot of the node agent; none if absent
+//! gpuResource: nvidia.com/gpu     # what gives a run its GPU; the node agent's own slot if absent
 //! watts:                          # power of one CPU where a node has no meter; the runtime's own table if absent
 //!   busyMilliwattsPerCpu: 7000
 //!   idleMilliwattsPerCpu: 1500
@@ -62,6 +63,7 @@
 //! conditions). Child objects are deleted by garbage collection through owner references without
 //! `blockOwnerDeletion`, so `inferencejobs/finalizers` is not needed.
 
+use joulecast_crds::names::{RESOURCE_CPU, RESOURCE_CUDA};
 use joulecast_crds::report::EnergySource;
 use joulecast_crds::run_spec::WattSettings;
 use joulecast_crds::{DeviceClass, EngineName, Provider};
@@ -85,6 +87,10 @@ pub struct Config {
     /// Classes of nodes whose runs ask for a slot of the node agent, and so for its meter.
     #[serde(default)]
     pub slots: BTreeSet<DeviceClass>,
+    /// Extended resource of another device plugin that gives runs their GPUs; the node agent's slot is then the right to be
+    /// metered, and is asked for beside it where `slots` names `cuda`. Absent: the slot is the GPU.
+    #[serde(default)]
+    pub gpu_resource: Option<String>,
     /// Power of one CPU for the model-based estimate on nodes without a meter.
     #[serde(default)]
     pub watts: Option<WattSettings>,
@@ -301,6 +307,21 @@ pub enum ConfigError {
 }
 
 impl Config {
+    /// The extended resources of which a run on nodes of a class asks for one each.
+    #[must_use]
+    pub fn device_resources(&self, class: DeviceClass) -> Vec<&str> {
+        let of_agent = self.slots.contains(&class);
+        match (class, self.gpu_resource.as_deref()) {
+            // Without a slot it runs, and estimates its energy.
+            (DeviceClass::Cpu, _) => of_agent.then_some(RESOURCE_CPU).into_iter().collect(),
+            // Without a slot it would see no GPU.
+            (DeviceClass::Cuda, None) => vec![RESOURCE_CUDA],
+            (DeviceClass::Cuda, Some(gpu)) => {
+                [Some(gpu), of_agent.then_some(RESOURCE_CUDA)].into_iter().flatten().collect()
+            }
+        }
+    }
+
     /// Reads and checks a file.
     ///
     /// # Errors
@@ -335,6 +356,11 @@ impl Config {
             if runtime.providers.is_empty() {
                 return wrong(at("providers"), "is empty: name the providers that the image contains");
             }
+        }
+        let is_name =
+            |name: &str| name.split_once('/').is_some_and(|(domain, name)| domain.contains('.') && !name.is_empty());
+        if config.gpu_resource.as_deref().is_some_and(|name| !is_name(name)) {
+            return wrong("gpuResource".into(), "is no extended resource: a name such as nvidia.com/gpu is wanted");
         }
         for (class, figures) in &config.devices {
             let DeviceFigures { memory_gigabytes_per_second, gigaflops, idle_watts, max_watts } = figures;
@@ -402,6 +428,30 @@ mod tests {
         assert!(config.network_policy.is_none() && config.watts.is_none() && config.slots.is_empty());
         assert!(config.runtimes[0].offers(EngineName::Candle, Provider::Cpu));
         assert!(!config.runtimes[0].offers(EngineName::Candle, Provider::Cuda));
+    }
+
+    #[test]
+    fn a_gpu_comes_from_its_slot_or_from_another_plugin() {
+        let with = |lines: &str| {
+            let config =
+                parse(&format!("runtimes: [{{image: r:1, engines: [candle], providers: [cpu]}}]\n{lines}")).unwrap();
+            let of = |class| config.device_resources(class).into_iter().map(str::to_owned).collect::<Vec<_>>();
+            (of(DeviceClass::Cpu), of(DeviceClass::Cuda))
+        };
+        for (lines, cpu, cuda) in [
+            ("", &[][..], &["joulecast.dev/cuda"][..]),
+            ("slots: [cpu, cuda]", &["joulecast.dev/cpu"], &["joulecast.dev/cuda"]),
+            ("gpuResource: nvidia.com/gpu", &[], &["nvidia.com/gpu"]),
+            ("slots: [cuda]\ngpuResource: nvidia.com/gpu", &[], &["nvidia.com/gpu", "joulecast.dev/cuda"]),
+        ] {
+            assert_eq!(
+                with(lines),
+                (cpu.iter().map(ToString::to_string).collect(), cuda.iter().map(ToString::to_string).collect()),
+                "{lines}"
+            );
+        }
+        let wrong = "runtimes: [{image: r:1, engines: [candle], providers: [cpu]}]\ngpuResource: gpu";
+        assert!(parse(wrong).unwrap_err().contains("gpuResource"));
     }
 
     #[test]

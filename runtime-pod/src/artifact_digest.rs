@@ -6,6 +6,7 @@
 //! twice. That tells every mistake and every new version apart, and is no protection against somebody who wants two
 //! models to look alike.
 
+use crate::engine::{EngineError, LoadOptions};
 use sha2::{Digest, Sha256};
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -44,6 +45,22 @@ pub fn of(model: &Path) -> io::Result<String> {
         all.update(format!("{name}\0{size}\0{}\n", hex(&content)));
     }
     Ok(format!("{PREFIX}{}", hex(&all.finalize())))
+}
+
+/// Fails when the files are not those that `options` ask for. `found` is their digest, `None` if it cannot be told.
+///
+/// # Errors
+/// [`EngineError::Model`], with both digests.
+pub fn expect(options: &LoadOptions, found: Option<&str>) -> Result<(), EngineError> {
+    let Some(wanted) = options.digest.as_deref().filter(|wanted| Some(*wanted) != found) else { return Ok(()) };
+    let found = found.unwrap_or("files that cannot be read");
+    Err(EngineError::Model {
+        path: options.model_dir.clone(),
+        problem: format!(
+            "holds {found}, but the InferenceModel's digest says {wanted}: the files were changed or are incomplete; put the right \
+             ones there, or correct the digest"
+        ),
+    })
 }
 
 fn collect(directory: &Path, prefix: &str, level: usize, files: &mut Vec<(String, PathBuf)>) -> io::Result<()> {
@@ -109,6 +126,18 @@ mod tests {
         assert_ne!(second, first);
         fs::rename(path("config.json"), path("other.json")).unwrap();
         assert_ne!(of(directory.path()).unwrap(), second);
+    }
+
+    #[test]
+    fn other_files_than_those_asked_for_are_refused() {
+        let mut options =
+            LoadOptions::new("/models/a", crate::engine::EngineName::Candle, crate::engine::Provider::Cpu);
+        assert!(expect(&options, None).is_ok() && expect(&options, Some("files-sha256:1")).is_ok());
+        options.digest = Some("files-sha256:2".to_owned());
+        assert!(expect(&options, Some("files-sha256:2")).is_ok());
+        let error = expect(&options, Some("files-sha256:1")).unwrap_err().to_string();
+        assert!(["/models/a", "files-sha256:1", "files-sha256:2"].iter().all(|part| error.contains(part)), "{error}");
+        assert!(expect(&options, None).unwrap_err().to_string().contains("cannot be read"));
     }
 
     #[test]

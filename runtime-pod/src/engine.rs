@@ -4,12 +4,20 @@
 //! machine cannot do is refused by name, with the way out, because the joules of a run are booked
 //! on the engine and provider that were asked for.
 
+#[cfg(feature = "openvino")]
+mod appended;
 #[cfg(feature = "candle")]
 mod candle;
 pub mod config;
 pub mod gguf;
 #[cfg(feature = "onnx")]
 mod onnx;
+#[cfg(feature = "openvino")]
+mod openvino;
+#[cfg(any(feature = "onnx", feature = "openvino"))]
+mod rows;
+#[cfg(any(feature = "onnx", feature = "openvino"))]
+mod shared_library;
 mod size;
 mod slots;
 pub mod weights;
@@ -249,7 +257,8 @@ pub struct EngineInfo {
 
 /// Bytes and operations of one step, counted from the model's configuration. An operation is a multiplication or an
 /// addition, so a multiply-add is two.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Work {
     /// Weights that every decode step reads once, whatever its batch: all but an embedding that is not the output layer too.
     pub step_weight_bytes: u64,
@@ -344,12 +353,24 @@ pub struct LoadOptions {
     pub max_context: Option<usize>,
     /// Type of the weights in memory; `None` keeps that of the files.
     pub dtype: Option<Dtype>,
+    /// What the files must be, as [`crate::artifact_digest`] tells it; `None` leaves that unchecked. Checked by whoever
+    /// computes the digest ([`crate::artifact_digest::expect`]): it is not computed twice.
+    pub digest: Option<String>,
 }
 
 impl LoadOptions {
     /// Options with one slot and every other choice left to its default.
     pub fn new(model_dir: impl Into<PathBuf>, engine: EngineName, provider: Provider) -> Self {
-        Self { model_dir: model_dir.into(), engine, provider, batch: 1, threads: None, max_context: None, dtype: None }
+        Self {
+            model_dir: model_dir.into(),
+            engine,
+            provider,
+            batch: 1,
+            threads: None,
+            max_context: None,
+            dtype: None,
+            digest: None,
+        }
     }
 }
 
@@ -394,6 +415,9 @@ pub fn available() -> Vec<EngineName> {
     if cfg!(feature = "onnx") {
         names.push(EngineName::Onnx);
     }
+    if cfg!(feature = "openvino") {
+        names.push(EngineName::Openvino);
+    }
     names
 }
 
@@ -412,6 +436,10 @@ pub fn load(options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         EngineName::Onnx => Ok(Box::new(onnx::OnnxEngine::load(options)?)),
         #[cfg(not(feature = "onnx"))]
         engine @ EngineName::Onnx => Err(EngineError::NotInBuild { engine, has: has() }),
+        #[cfg(feature = "openvino")]
+        EngineName::Openvino => Ok(Box::new(openvino::load(options)?)),
+        #[cfg(not(feature = "openvino"))]
+        engine @ EngineName::Openvino => Err(EngineError::NotInBuild { engine, has: has() }),
         engine => Err(EngineError::NotImplemented { engine, has: has() }),
     }
 }

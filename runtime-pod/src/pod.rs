@@ -110,6 +110,7 @@ pub fn read_spec(environment: &Environment, mut metering: choice::Settings) -> R
         run,
         model,
         model_path,
+        artifact_digest,
         engine,
         provider,
         device_class,
@@ -159,6 +160,7 @@ pub fn read_spec(environment: &Environment, mut metering: choice::Settings) -> R
     let who = Who { epoch: run.epoch, role, name };
     let mut load = LoadOptions::new(model_path, engine_name(engine), provider_name(provider));
     load.batch = batch as usize;
+    load.digest = artifact_digest;
     load.threads = threads.map(|threads| threads as usize);
     let run = Run {
         task,

@@ -413,6 +413,7 @@ impl Work<'_> {
         book.artifact_digest = artifact_digest::of(&run.load.model_dir)
             .inspect_err(|error| tracing::warn!(%error, "the model's files cannot be told"))
             .ok();
+        artifact_digest::expect(&run.load, book.artifact_digest.as_deref())?;
         let tokenizer = Tokenizer::load(&run.load.model_dir)?;
         let mut engine = engine::load(&run.load)?;
         book.load = clock().saturating_sub(began);

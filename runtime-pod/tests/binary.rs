@@ -101,10 +101,10 @@ fn check_results(model: &Model, out: &Path) -> (u64, u64, f64) {
     (tokens_in, tokens_out, joules)
 }
 
-fn run(model: &Model, batch: &str, more: &[&str]) -> Output {
+fn run(model: &Model, engine: &str, batch: &str, more: &[&str]) -> Output {
     let input = model.write_input();
     let mut command = runtime();
-    command.args(["run", "--engine", "candle", "--provider", "cpu", "--threads", "1", "--output", "json"]);
+    command.args(["run", "--engine", engine, "--provider", "cpu", "--threads", "1", "--output", "json"]);
     command.args(["--meter", "modelled", "--busy-watts", "3", "--idle-watts", "0.5", "--batch", batch]).args(more);
     command
         .arg("--model")
@@ -118,9 +118,18 @@ fn run(model: &Model, batch: &str, more: &[&str]) -> Output {
 
 #[test]
 fn a_run_gives_the_golden_tokens_and_its_totals_add_up() {
-    for (name, batch) in [("tiny-llama", "1"), ("tiny-llama", "3"), ("tiny-qwen2", "4")] {
+    let runs = [
+        ("candle", "tiny-llama", "1"),
+        ("candle", "tiny-llama", "3"),
+        ("candle", "tiny-qwen2", "4"),
+        ("onnx", "tiny-llama", "1"),
+        ("onnx", "tiny-gpt-neox", "3"),
+        ("openvino", "tiny-llama", "1"),
+        ("openvino", "tiny-gpt-neox", "3"),
+    ];
+    for (engine, name, batch) in runs {
         let model = Model::new(name);
-        let output = run(&model, batch, &[]);
+        let output = run(&model, engine, batch, &[]);
         assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
         let totals: Value = serde_json::from_slice(&output.stdout).expect("stdout holds one JSON document");
         let (tokens_in, tokens_out, joules) = check_results(&model, &model.path("out/out.jsonl"));
@@ -144,11 +153,11 @@ fn an_output_is_replaced_only_on_request() {
     let model = Model::new("tiny-llama");
     fs::create_dir(model.path("out")).unwrap();
     fs::write(model.path("out/out.jsonl"), "precious").unwrap();
-    let output = run(&model, "1", &[]);
+    let output = run(&model, "candle", "1", &[]);
     assert_eq!(output.status.code(), Some(78));
     assert!(text(&output.stderr).contains("--overwrite"), "{}", text(&output.stderr));
     assert_eq!(fs::read_to_string(model.path("out/out.jsonl")).unwrap(), "precious");
-    assert_eq!(run(&model, "1", &["--overwrite"]).status.code(), Some(0));
+    assert_eq!(run(&model, "candle", "1", &["--overwrite"]).status.code(), Some(0));
     check_results(&model, &model.path("out/out.jsonl"));
 }
 
@@ -168,13 +177,23 @@ fn pod(model: &Model, spec: &str) -> Command {
 
 #[test]
 fn a_pod_reports_through_its_termination_message() {
+    for engine in ["candle", "onnx", "openvino"] {
+        reports(engine);
+    }
+}
+
+fn reports(engine: &str) {
     let model = Model::new("tiny-llama");
-    let output = pod(&model, &spec(&model, "candle").to_string()).output().unwrap();
+    let mut spec = spec(&model, engine);
+    // The files are those that the InferenceModel tells.
+    spec["artifactDigest"] = json!(joulecast_runtime::artifact_digest::of(model.dir.path()).unwrap());
+    let output = pod(&model, &spec.to_string()).output().unwrap();
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let (tokens_in, tokens_out, _) = check_results(&model, &model.path("out/o.jsonl"));
     let message = fs::read_to_string(model.path("message")).unwrap();
     assert!(message.len() <= 4096);
     let report: joulecast_crds::report::Report = serde_json::from_str(&message).unwrap();
+    assert_eq!(report.artifact_digest.as_deref(), spec["artifactDigest"].as_str());
     assert_eq!((report.tokens_in, report.tokens_out), (tokens_in, tokens_out));
     assert_eq!(report.run.unwrap().job_uid, "u-1");
     assert_eq!(
@@ -198,9 +217,14 @@ fn a_pod_that_can_never_work_says_so() {
         spec.to_string()
     };
     let cases = [
-        (with("engine", json!("openvino")), "EngineUnavailable", "openvino"),
+        (with("engine", json!("torch")), "EngineUnavailable", "torch"),
         (with("provider", json!("cuda")), "EngineUnavailable", "cuda"),
         (with("modelPath", json!("/nonexistent/model")), "ModelInvalid", "/nonexistent/model"),
+        (
+            with("artifactDigest", json!(format!("files-sha256:{}", "0".repeat(64)))),
+            "ModelInvalid",
+            "files-sha256:0000",
+        ),
         (with("inputPath", json!("/nonexistent/in.jsonl")), "InputUnreadable", "/nonexistent/in.jsonl"),
         (with("outputPath", json!("/proc/none/out.jsonl")), "OutputUnwritable", "/proc/none"),
         (with("version", json!(9)), "RunSpecInvalid", "version 9"),
@@ -297,6 +321,69 @@ fn an_interrupted_run_goes_on_where_it_was() {
     assert_eq!(left, ["out.jsonl"]);
 }
 
+/// A node agent that answers each reading, and says from some moment on that the slot's GPU is lost.
+fn fake_agent(socket: &Path) -> std::sync::Arc<std::sync::atomic::AtomicBool> {
+    let listener = std::os::unix::net::UnixListener::bind(socket).unwrap();
+    let lost = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let is_lost = std::sync::Arc::clone(&lost);
+    std::thread::spawn(move || {
+        let (mut stream, mut joules) = (BufReader::new(listener.accept().unwrap().0), 0);
+        let mut line = String::new();
+        while stream.read_line(&mut line).is_ok_and(|length| length > 0) {
+            joules += 1;
+            let mut answer = json!({"window": {"window": 1, "status": "Complete", "length_microseconds": 1,
+                "gross_microjoules": joules * 1_000_000, "domain_microjoules": {"gpu-0": joules * 1_000_000}}});
+            if is_lost.load(std::sync::atomic::Ordering::SeqCst) {
+                answer["window"]["device_lost"] = json!("Xid 79 of gpu-0");
+            }
+            if line.contains("open") {
+                answer = json!({"opened": {"window": 1, "meter": "fake agent"}});
+            }
+            // The program may have ended.
+            let _ = writeln!(stream.get_mut(), "{answer}");
+            line.clear();
+        }
+    });
+    lost
+}
+
+#[test]
+fn a_run_whose_gpu_is_lost_ends_with_its_own_exit_code_and_keeps_its_results() {
+    let model = Model::new("tiny-llama");
+    let input = fs::read_to_string(model.write_input()).unwrap();
+    let lines: Vec<&str> = input.lines().collect();
+    let (fifo, socket) = (model.path("fifo"), model.path("meter.sock"));
+    assert!(Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let lost = fake_agent(&socket);
+    let mut command = runtime();
+    command.args(["run", "--engine", "candle", "--provider", "cpu", "--threads", "1", "--output", "json", "--slot"]);
+    command.arg(&socket).arg("--model").arg(model.dir.path()).arg("--input").arg(&fifo);
+    command.arg("--out").arg(model.path("out/out.jsonl")).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
+    writeln!(writer, "{}\n{}", lines[0], lines[1]).unwrap();
+    lost.store(true, std::sync::atomic::Ordering::SeqCst);
+    let mut stderr = BufReader::new(child.stderr.take().unwrap());
+    let mut seen = String::new();
+    while !seen.contains("the device is lost") {
+        assert!(stderr.read_line(&mut seen).unwrap() > 0, "{seen}");
+    }
+    // It waits for a line; whatever comes now is not worked off. The program may have closed its end by now.
+    let _ = writeln!(writer, "{}\n{}", lines[2], lines[3]);
+    drop(writer);
+    std::io::copy(&mut stderr, &mut std::io::sink()).unwrap();
+    let ended = child.wait_with_output().unwrap();
+    assert_eq!(ended.status.code(), Some(i32::from(joulecast_crds::names::exit::DEVICE_LOST)));
+    let totals: Value = serde_json::from_slice(&ended.stdout).expect("stdout holds one JSON document");
+    let energy = &totals["energy"];
+    assert_eq!(
+        (energy["source"].as_str(), energy["meter"].as_str()),
+        (Some("Measured"), Some("fake agent")),
+        "{totals}"
+    );
+    assert!(model.path("out/out.jsonl.parts").is_dir() && !model.path("out/out.jsonl").exists());
+}
+
 /// Waits for something that the program does; half a minute is far more than it takes.
 fn await_true(condition: impl Fn() -> bool) {
     let began = std::time::Instant::now();
@@ -335,19 +422,25 @@ fn install_and_cat_handle_files_of_volumes() {
 #[test]
 fn an_engine_without_its_library_says_where_it_was_looked_for() {
     let model = Model::new("tiny-llama");
-    let run = |library: &str| {
-        let mut command = runtime();
-        command.args(["bench", "--engine", "onnx", "--provider", "cpu", "--prompt-tokens", "4", "--gen-tokens", "2"]);
-        command.args(["--batch", "1", "--repeat", "1", "--output", "json", "--model"]).arg(model.dir.path());
-        command.env("ORT_DYLIB_PATH", library).output().unwrap()
-    };
-    let output = run("/nowhere/libonnxruntime.so");
-    assert!(!output.status.success());
-    let error = text(&output.stderr);
-    for part in ["/nowhere/libonnxruntime.so", "ORT_DYLIB_PATH", "make onnxruntime"] {
-        assert!(error.contains(part), "{error}");
+    for (engine, variable, file, way_out) in [
+        ("onnx", "ORT_DYLIB_PATH", "libonnxruntime.so", "make onnxruntime"),
+        ("openvino", "JOULECAST_OPENVINO", "libopenvino_c.so", "make openvino"),
+    ] {
+        let run = |library: &str| {
+            let mut command = runtime();
+            command.args(["bench", "--engine", engine, "--provider", "cpu", "--prompt-tokens", "4"]);
+            command.args(["--gen-tokens", "2", "--batch", "1", "--repeat", "1", "--output", "json", "--model"]);
+            command.arg(model.dir.path()).env(variable, library).output().unwrap()
+        };
+        let named = format!("/nowhere/{file}");
+        let output = run(&named);
+        assert!(!output.status.success());
+        let error = text(&output.stderr);
+        for part in [&named, variable, way_out] {
+            assert!(error.contains(part), "{error}");
+        }
+        // Empty is as if it were not set: beside the program there is none.
+        let output = run("");
+        assert!(text(&output.stderr).contains("../lib/joulecast"), "{}", text(&output.stderr));
     }
-    // Empty is as if it were not set: beside the program there is none.
-    let output = run("");
-    assert!(text(&output.stderr).contains("../lib/joulecast"), "{}", text(&output.stderr));
 }

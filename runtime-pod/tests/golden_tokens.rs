@@ -1,7 +1,7 @@
 //! The engines against Hugging Face transformers: greedy tokens and first logits of `tests/golden`, in one
 //! piece and in chunks, alone and in a batch, and in 16-bit types.
 
-#![cfg(all(feature = "candle", feature = "onnx"))]
+#![cfg(all(feature = "candle", feature = "onnx", feature = "openvino"))]
 
 use std::path::{Path, PathBuf};
 
@@ -12,13 +12,15 @@ use serde_json::Value;
 const EXCUSED_MARGIN: f64 = 1e-4;
 const MODELS: [&str; 6] =
     ["tiny-llama", "tiny-llama-sharded", "tiny-llama-headdim", "tiny-llama3-rope", "tiny-qwen2", "tiny-qwen2-tied"];
-/// Those that have a `model.onnx`.
-const ONNX_MODELS: [&str; 3] = ["tiny-llama", "tiny-qwen2-tied", "tiny-gpt-neox"];
+/// Those that have graphs: `model.onnx` and `model.xml`.
+const GRAPHS: [&str; 3] = ["tiny-llama", "tiny-qwen2-tied", "tiny-gpt-neox"];
+/// The engines that run these, and the file of each.
+const GRAPH_ENGINES: [(EngineName, &str); 2] = [(EngineName::Onnx, "model.onnx"), (EngineName::Openvino, "model.xml")];
 
 /// Every engine with every model that it has.
 fn subjects() -> impl Iterator<Item = (EngineName, &'static str)> {
     let candle = MODELS.into_iter().map(|name| (EngineName::Candle, name));
-    candle.chain(ONNX_MODELS.into_iter().map(|name| (EngineName::Onnx, name)))
+    candle.chain(GRAPH_ENGINES.into_iter().flat_map(|(engine, _)| GRAPHS.map(|name| (engine, name))))
 }
 
 #[derive(Clone)]
@@ -191,15 +193,15 @@ fn sixteen_bit_weights_stay_close_to_f32() {
     }
 }
 
-/// Sequences of different lengths come and go in the ONNX engine's slots, and steps take some of them in any order: each
+/// Sequences of different lengths come and go in an engine's slots, and steps take some of them in any order: each
 /// still gets the tokens of transformers, whatever row of the cache it was moved to.
 #[test]
-fn onnx_sequences_keep_their_tokens_while_neighbours_come_and_go() {
-    for name in ONNX_MODELS {
+fn sequences_keep_their_tokens_while_neighbours_come_and_go() {
+    for (engine, name) in subjects().filter(|(engine, _)| *engine != EngineName::Candle) {
         let dir = golden(name);
         let cases = cases(&dir);
         let slots = 4;
-        let mut engine = load(EngineName::Onnx, &dir, slots, None);
+        let mut engine = load(engine, &dir, slots, None);
         let vocab = engine.info().vocab_size;
         let mut waiting: Vec<usize> = (0..cases.len()).chain(0..cases.len()).collect();
         let mut running: Vec<Option<(usize, Vec<u32>)>> = vec![None; slots];
@@ -254,32 +256,66 @@ fn onnx_sequences_keep_their_tokens_while_neighbours_come_and_go() {
 }
 
 #[test]
-fn onnx_artifacts_that_are_broken_are_refused_by_name() {
-    let source = golden("tiny-llama").join("model.onnx");
-    let bytes = std::fs::read(source).unwrap();
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("model.onnx");
-    let refused =
-        |options: &LoadOptions| engine::load(options).err().expect("a broken artifact is refused").to_string();
-    let mut options = LoadOptions::new(dir.path(), EngineName::Onnx, Provider::Cpu);
+fn artifacts_that_are_broken_are_refused_by_name() {
+    for (engine, file) in GRAPH_ENGINES {
+        let source = golden("tiny-llama");
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(file);
+        let refused =
+            |options: &LoadOptions| engine::load(options).err().expect("a broken artifact is refused").to_string();
+        let mut options = LoadOptions::new(dir.path(), engine, Provider::Cpu);
 
-    let error = refused(&options);
-    assert!(error.contains("model.onnx") && error.contains("tools/modelpack"), "{error}");
-    let mut mixed = bytes.clone();
-    mixed.iter_mut().step_by(97).for_each(|byte| *byte = byte.wrapping_mul(31).wrapping_add(7));
-    for broken in [&bytes[..bytes.len() / 2], &bytes[..100], b"", b"not a model", &mixed] {
-        std::fs::write(&path, broken).unwrap();
         let error = refused(&options);
-        assert!(error.contains("model.onnx"), "{error}");
-    }
+        assert!(error.contains("model.") && error.contains("tools/modelpack"), "{error}");
+        for other in ["model.bin", "joulecast.json"] {
+            std::fs::copy(source.join(other), dir.path().join(other)).unwrap();
+        }
+        let bytes = std::fs::read(source.join(file)).unwrap();
+        let mut mixed = bytes.clone();
+        mixed.iter_mut().step_by(97).for_each(|byte| *byte = byte.wrapping_mul(31).wrapping_add(7));
+        for broken in [&bytes[..bytes.len() / 2], &bytes[..100], b"", b"not a model", &mixed] {
+            std::fs::write(&path, broken).unwrap();
+            let error = refused(&options);
+            assert!(error.contains(file), "{error}");
+        }
 
-    std::fs::write(&path, &bytes).unwrap();
-    options.dtype = Some(Dtype::F16);
-    assert!(refused(&options).contains("--dtype: the artifact's weights are f32, not f16"));
-    options.dtype = None;
-    options.max_context = Some(100_000);
-    assert!(refused(&options).contains("--max-context: 100000"));
-    options.max_context = None;
-    options.provider = Provider::Cuda;
-    assert!(refused(&options).contains("`cuda`"));
+        std::fs::write(&path, &bytes).unwrap();
+        options.dtype = Some(Dtype::F16);
+        assert!(refused(&options).contains("--dtype: the artifact's weights are f32, not f16"));
+        options.dtype = None;
+        options.max_context = Some(100_000);
+        assert!(refused(&options).contains("--max-context: 100000"));
+        options.max_context = None;
+        options.provider = Provider::Cuda;
+        assert!(refused(&options).contains("`cuda`"));
+    }
+}
+
+/// IR is two files and a description of them: each may be another model's, or cut.
+#[test]
+fn openvino_artifacts_whose_files_do_not_belong_together_are_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = LoadOptions::new(dir.path(), EngineName::Openvino, Provider::Cpu);
+    let copy = |name: &str, file: &str| std::fs::copy(golden(name).join(file), dir.path().join(file)).unwrap();
+    let refused = |part: &str| {
+        let error = engine::load(&options).err().expect("it is refused").to_string();
+        assert!(error.contains(part), "{error}");
+    };
+    let files = ["model.xml", "model.bin", "joulecast.json"];
+    let whole = || files.map(|file| copy("tiny-llama", file));
+    whole();
+    copy("tiny-gpt-neox", "joulecast.json");
+    refused("model.xml");
+    whole();
+    let description = std::fs::read_to_string(dir.path().join("joulecast.json")).unwrap();
+    std::fs::write(dir.path().join("joulecast.json"), description.replace("\"layers\": 2", "\"layers\": 3")).unwrap();
+    refused("inputs");
+    std::fs::write(dir.path().join("joulecast.json"), description.replace("appended", "grown")).unwrap();
+    refused("joulecast.json: kv_cache: \"grown\"");
+    whole();
+    let weights = std::fs::read(dir.path().join("model.bin")).unwrap();
+    for length in [0, weights.len() / 2, weights.len() - 1] {
+        std::fs::write(dir.path().join("model.bin"), &weights[..length]).unwrap();
+        refused("model.xml");
+    }
 }

@@ -30,8 +30,8 @@ const RANGE: u64 = 262_143_328_850;
 /// Microjoules from the start to the first wrap.
 const BEFORE_WRAP: u64 = 100_000_000;
 
-/// Serialises the tests that change the release.
-static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+/// Serialises the tests that change the release, and holds the counters that its agent reads while it has one.
+static AGENT_OVER: tokio::sync::Mutex<Option<FakeCounters>> = tokio::sync::Mutex::const_new(None);
 
 /// A fake powercap tree whose counter moves.
 struct FakeCounters {
@@ -99,30 +99,50 @@ pub fn cpu_nanos(cgroup: &str) -> Result<u64> {
     Ok(usage.trim().parse::<u64>()? * 1000)
 }
 
-/// Runs a test in a namespace of its own while the release has a node agent over fake counters. Afterwards the release is
-/// again without.
+/// Runs a test in a namespace of its own while the release has a node agent over fake counters. The agent stays for the
+/// next test of the program, since installing it takes longer than most tests: whoever runs the program restores the release
+/// (`make cluster-tests`: `tests/install.sh`). A test that removes the release says so with [`Then::Gone`].
 ///
 /// # Panics
 /// As [`with_namespace`].
 pub async fn with_agent<F, T>(prefix: &str, test: F)
 where
     F: FnOnce(TestNamespace) -> T,
-    T: Future<Output = Result<()>>,
+    T: Future<Output = Result<Then>>,
 {
-    let _alone = ALONE.lock().await;
+    let mut over = AGENT_OVER.lock().await;
     with_namespace(prefix, |here| async move {
-        let counters = FakeCounters::start()?;
-        enable(&counters.root).await?;
-        let outcome = test(here).await;
-        if outcome.is_err() {
-            let log = user_runs("kubectl", &["logs", "-n", AGENT_NAMESPACE, &format!("ds/{AGENT}")], None).await;
-            let log = log.unwrap_or_else(|error| format!("{error:#}"));
-            disable().await?;
-            return outcome.with_context(|| format!("log of the agent:\n{log}"));
+        if over.is_none() {
+            let counters = FakeCounters::start()?;
+            enable(&counters.root).await?;
+            *over = Some(counters);
         }
-        disable().await
+        match test(here).await {
+            Ok(Then::Stays) => Ok(()),
+            Ok(Then::Gone) => {
+                *over = None;
+                Ok(())
+            }
+            Err(error) => {
+                let log = user_runs("kubectl", &["logs", "-n", AGENT_NAMESPACE, &format!("ds/{AGENT}")], None).await;
+                let log = log.unwrap_or_else(|error| format!("{error:#}"));
+                // Whatever it left, the next test begins anew.
+                disable().await?;
+                *over = None;
+                Err(error.context(format!("log of the agent:\n{log}")))
+            }
+        }
     })
     .await;
+}
+
+/// What a test leaves of the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Then {
+    /// It runs as before.
+    Stays,
+    /// The release is without one.
+    Gone,
 }
 
 async fn upgrade(values: &[String]) -> Result<()> {

@@ -11,13 +11,13 @@ import numpy as np
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from . import check, decoder, gguf_file, manifest, onnx_graph
+from . import check, decoder, gguf_file, manifest, onnx_graph, openvino_ir
 from .decoder import NotPacked
 
 # What a runtime reads beside the weights.
 COMPANIONS = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
               "special_tokens_map.json"]
-KINDS = {"onnx": ("f32", "int8", "int4"), "gguf": tuple(gguf_file.TYPES)}
+KINDS = {"onnx": ("f32", "int8", "int4"), "gguf": tuple(gguf_file.TYPES), "openvino": openvino_ir.DTYPES}
 ROWS, LENGTH = 8, 96  # segments of the text on which quality is measured
 
 
@@ -39,16 +39,19 @@ def main():
         for name in COMPANIONS:
             if (source / name).exists():
                 shutil.copyfile(source / name, directory / name)
+        artifact = None
         if kind == "onnx":
-            graph = onnx_graph.build(neutral, dtype)
             path = str(directory / "model.onnx")
-            onnx_graph.save(graph, path, None if given.inline else "model.onnx.data")
+            onnx_graph.save(onnx_graph.build(neutral, dtype), path, None if given.inline else "model.onnx.data")
+            artifact = lambda rows, length: check.OnnxModel(path, rows, length)
+        elif kind == "openvino":
+            openvino_ir.write(neutral, dtype, directory)
+            artifact = lambda rows, length: openvino_ir.OpenVinoModel(directory, neutral, rows)
         else:
-            path = str(directory / "model.gguf")
-            gguf_file.write(neutral, model.config, dtype, path)
+            gguf_file.write(neutral, model.config, dtype, str(directory / "model.gguf"))
         entry = {"format": kind, "dtype": dtype, "directory": directory.name}
-        if kind == "onnx":
-            entry |= checked(model, neutral, dtype, path, source, given.text)
+        if artifact is not None:
+            entry |= checked(model, neutral, dtype, artifact, directory, source, given.text)
         entry["bytes"] = sum(f.stat().st_size for f in directory.iterdir() if f.name.startswith("model."))
         manifest.write_sums(directory)
         entry["digest"] = manifest.digest(directory)
@@ -60,16 +63,16 @@ def main():
     print(json.dumps({"model": given.name, "parameters": neutral.parameters, "artifacts": report}, indent=2))
 
 
-def checked(model, neutral, dtype, path, source, text):
-    """f32 must give the same tokens; a quantised artifact is compared on a text where one is given."""
+def checked(model, neutral, dtype, artifact, directory, source, text):
+    """f32 must give the same tokens; a rounded artifact is compared on a text where one is given."""
     if dtype == "f32":
-        return {"largest_logit_difference": check.same_tokens(model, path, neutral.vocab, neutral.max_positions)}
+        return {"largest_logit_difference": check.same_tokens(model, artifact, directory, neutral.vocab, neutral.max_positions)}
     if text is None:
         return {}
     ids = AutoTokenizer.from_pretrained(source)(Path(text).read_text())["input_ids"]
     if len(ids) < ROWS * LENGTH:
         sys.exit(f"--text: {text} has {len(ids)} tokens; at least {ROWS * LENGTH} are needed")
-    mine = check.OnnxModel(path, ROWS, LENGTH)
+    mine = artifact(ROWS, LENGTH)
     found = check.quality(model, lambda piece: mine.step(np.asarray(piece)), ids, ROWS, LENGTH)
     return vars(found)
 
@@ -84,7 +87,7 @@ def arguments():
     parser.add_argument("--claim", default="models", help="PersistentVolumeClaim that the artifacts will lie on")
     parser.add_argument("--prefix", default="", help="directory on that volume")
     parser.add_argument("--accuracy", type=accuracy, metavar="SCORE=SOURCE", help="accuracy score and where it comes from")
-    parser.add_argument("--text", metavar="FILE", help="a text of the model's own kind: perplexity and top-1 agreement of quantised ONNX artifacts are measured on it")
+    parser.add_argument("--text", metavar="FILE", help="a text of the model's own kind: perplexity and top-1 agreement of rounded ONNX and OpenVINO artifacts are measured on it")
     parser.add_argument("--inline", action="store_true", help="weights inside model.onnx (for small models; a file may have 2 GB)")
     return parser.parse_args()
 

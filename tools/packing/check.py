@@ -1,4 +1,4 @@
-"""Compares an artifact, run by ONNX Runtime, with the model that it was made of, run by transformers in float32."""
+"""Compares an artifact, run by its own library, with the model that it was made of, run by transformers in float32."""
 
 import random
 from dataclasses import dataclass
@@ -62,13 +62,16 @@ class OnnxModel:
 
 
 @torch.no_grad()
-def same_tokens(model, path, vocab, context):
-    """Greedy tokens and logits of random prompts; gives the largest difference relative to the logits' spread."""
+def same_tokens(model, artifact, path, vocab, context):
+    """Greedy tokens and logits of random prompts; gives the largest difference relative to the logits' spread.
+
+    `artifact(rows, length)` gives the artifact at `path` with an empty cache of so many rows and positions.
+    """
     worst = 0.0
     rng = random.Random(1)
     for length in (n for n in PROMPT_LENGTHS if n + STEPS <= context):
         ids = [rng.randrange(vocab) for _ in range(length)]
-        mine = OnnxModel(path, 1, length + STEPS)
+        mine = artifact(1, length + STEPS)
         logits, piece, cache = None, ids, None
         for step in range(STEPS):
             out = model(torch.tensor([piece]), past_key_values=cache, use_cache=True)

@@ -3,16 +3,20 @@
 import gguf
 import numpy as np
 
+from . import q4k
 from .decoder import NotPacked
 
 TYPES = {
     "f32": gguf.GGMLQuantizationType.F32, "f16": gguf.GGMLQuantizationType.F16,
     "q8_0": gguf.GGMLQuantizationType.Q8_0, "q4_0": gguf.GGMLQuantizationType.Q4_0,
+    "q4_K": gguf.GGMLQuantizationType.Q4_K,
 }
 FILE_TYPES = {
     "f32": gguf.LlamaFileType.ALL_F32, "f16": gguf.LlamaFileType.MOSTLY_F16,
     "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0, "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "q4_K": gguf.LlamaFileType.MOSTLY_Q4_K_S,
 }
+BLOCKS = {"q8_0": 32, "q4_0": 32, "q4_K": q4k.BLOCK}
 
 
 def interleaved(part, heads):
@@ -22,7 +26,8 @@ def interleaved(part, heads):
 
 
 def write(decoder, config, dtype, path):
-    """Writes the file. Norms, biases and position tables are f32, every matrix is `dtype`; the output layer and embedding too."""
+    """Writes the file. Norms, biases and position tables are f32, every matrix is `dtype`; the output layer and embedding too,
+    but that they are q8_0 with q4_K, since the output layer decides between tokens that lie close."""
     if decoder.family not in ("llama", "qwen2"):
         raise NotPacked(f"gguf: {decoder.family!r} is not written; llama and qwen2 are")
     w = gguf.GGUFWriter(path, decoder.family)
@@ -52,10 +57,13 @@ def write(decoder, config, dtype, path):
         raise NotPacked(f"config.json: rope_type {kind!r} has no form in GGUF here; default, linear and llama3 have")
 
     def matrix(name, weight):
-        if weight.shape[1] % 32 and dtype.startswith("q"):
-            raise NotPacked(f"{name}: rows of {weight.shape[1]} weights cannot be cut into blocks of 32; pack f16 or f32")
-        kind = TYPES[dtype]
-        w.add_tensor(name, gguf.quants.quantize(np.ascontiguousarray(weight), kind), raw_dtype=kind)
+        own = "q8_0" if dtype == "q4_K" and name in ("token_embd.weight", "output.weight") else dtype
+        block = BLOCKS.get(own, 1)
+        if weight.shape[1] % block:
+            raise NotPacked(f"{name}: rows of {weight.shape[1]} weights cannot be cut into blocks of {block}; pack another type")
+        weight, kind = np.ascontiguousarray(weight), TYPES[own]
+        packed = q4k.quantize(weight) if own == "q4_K" else gguf.quants.quantize(weight, kind)
+        w.add_tensor(name, packed, raw_dtype=kind)
 
     def vector(name, values):
         if values is not None:

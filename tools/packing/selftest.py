@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import transformers as t
 
-from . import check, decoder, onnx_graph
+from . import check, decoder, onnx_graph, openvino_ir
 
 SMALL = dict(vocab_size=160, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, bos_token_id=0, eos_token_id=1)
 LLAMA = SMALL | dict(intermediate_size=72, num_key_value_heads=2, max_position_embeddings=256, pad_token_id=None)
@@ -66,8 +66,12 @@ def main():
                 if neutral.parameters != want:
                     raise check.Differs(f"{neutral.parameters} parameters, not {want}")
                 onnx_graph.save(onnx_graph.build(neutral, "f32"), path, None)
-                worst = check.same_tokens(model, path, neutral.vocab, neutral.max_positions)
-                print(f"{name}: equal tokens, largest difference of a logit {worst:.1e} of their spread")
+                onnx = lambda rows, length: check.OnnxModel(path, rows, length)
+                worst = check.same_tokens(model, onnx, path, neutral.vocab, neutral.max_positions)
+                openvino_ir.write(neutral, "f32", Path(folder))
+                ir = lambda rows, length: openvino_ir.OpenVinoModel(Path(folder), neutral, rows)
+                other = check.same_tokens(model, ir, folder, neutral.vocab, neutral.max_positions)
+                print(f"{name}: equal tokens, largest difference of a logit {worst:.1e} (ONNX), {other:.1e} (OpenVINO) of their spread")
             except Exception as problem:  # every family is reported, whatever one does
                 failed += 1
                 print(f"{name}: FAILED: {type(problem).__name__}: {problem}")

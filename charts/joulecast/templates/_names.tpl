@@ -55,7 +55,10 @@ podDefaults:
   resources:
     {{- toYaml .Values.runtime.resources | nindent 4 }}
 {{- if .Values.agent.enabled }}
-slots: [cpu]
+slots: {{ ternary "[cpu, cuda]" "[cpu]" .Values.agent.cuda.enabled }}
+{{- if and .Values.agent.cuda.enabled (eq .Values.agent.cuda.devices "NvidiaPlugin") }}
+gpuResource: nvidia.com/gpu
+{{- end }}
 {{- end }}
 {{- with .Values.watts }}
 watts:

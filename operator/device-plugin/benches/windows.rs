@@ -44,7 +44,8 @@ fn window_over_the_socket(_: &mut Criterion) {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
             let listener = service::listen(&own, "meter.sock").unwrap();
             ready.send(()).unwrap();
-            service::serve(service, "cpu-0".into(), listener).await;
+            let (_running, stopped) = tokio::sync::watch::channel(false);
+            service::serve(service, "cpu-0".into(), listener, stopped).await;
         });
     });
     is_ready.recv().unwrap();

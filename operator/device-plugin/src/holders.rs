@@ -58,7 +58,7 @@ pub enum HoldersError {
 pub struct HolderSource {
     socket: PathBuf,
     checkpoint: PathBuf,
-    /// Resources whose slots are ours.
+    /// Resources whose slots are ours, as [`is_ours`] takes them.
     resources: Vec<String>,
     channel: Option<Channel>,
 }
@@ -113,6 +113,12 @@ impl HolderSource {
     }
 }
 
+/// Whether a resource is one of those: one that ends in a slash stands for all of a vendor's (`nvidia.com/`), whose devices
+/// are called by their UUIDs.
+fn is_ours(resource: &str, resources: &[String]) -> bool {
+    resources.iter().any(|own| own == resource || (own.ends_with('/') && resource.starts_with(own.as_str())))
+}
+
 /// Pods that hold slots, by slot: named by the list, and identified by the checkpoint.
 fn join(
     list: &ListPodResourcesResponse,
@@ -122,7 +128,7 @@ fn join(
     let mut holders = BTreeMap::new();
     for pod in &list.pod_resources {
         let devices = pod.containers.iter().flat_map(|container| &container.devices);
-        for slot in devices.filter(|devices| resources.contains(&devices.resource_name)).flat_map(|d| &d.device_ids) {
+        for slot in devices.filter(|devices| is_ours(&devices.resource_name, resources)).flat_map(|d| &d.device_ids) {
             if let Some(uid) = uids.get(slot) {
                 let holder = Holder { uid: uid.clone(), namespace: pod.namespace.clone(), name: pod.name.clone() };
                 holders.insert(slot.clone(), holder);
@@ -160,7 +166,7 @@ fn uids(text: &str, resources: &[String]) -> Result<BTreeMap<String, String>, se
     let checkpoint: Checkpoint = serde_json::from_str(text)?;
     let entries = checkpoint.data.pod_device_entries.unwrap_or_default();
     let mut uids = BTreeMap::new();
-    for entry in entries.into_iter().filter(|entry| resources.contains(&entry.resource_name)) {
+    for entry in entries.into_iter().filter(|entry| is_ours(&entry.resource_name, resources)) {
         for slot in entry.device_ids.into_values().flatten() {
             uids.insert(slot, entry.pod_uid.clone());
         }
@@ -203,6 +209,20 @@ mod tests {
         };
         let holder = Holder { uid: "u-1".into(), namespace: "team".into(), name: "mine".into() };
         assert_eq!(join(&list, &uids, &resources()), BTreeMap::from([("cpu-0".into(), holder)]));
+    }
+
+    #[test]
+    fn a_vendor_stands_for_all_its_resources() {
+        let ours = ["joulecast.dev/cuda".to_owned(), "nvidia.com/".to_owned()];
+        for (resource, is) in [
+            ("joulecast.dev/cuda", true),
+            ("joulecast.dev/cuda2", false),
+            ("nvidia.com/gpu", true),
+            ("nvidia.com/mig-1g.10gb", true),
+            ("nvidia.com.example/gpu", false),
+        ] {
+            assert_eq!(is_ours(resource, &ours), is, "{resource}");
+        }
     }
 
     #[test]

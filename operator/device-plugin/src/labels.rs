@@ -1,9 +1,12 @@
 //! What the agent says of its node in the API: labels and annotations under `joulecast.dev/`, and nothing else. The
 //! chart's ValidatingAdmissionPolicy holds it to its own node and to these keys.
 
+use crate::clock::Clock;
 use crate::node_meter::NodeMeter;
+use crate::service::Service;
 use joulecast_crds::names::{
-    ANNOTATION_IDLE_MILLIWATTS, ANNOTATION_MAX_MILLIWATTS, LABEL_CPU_MODEL, LABEL_DEVICE_CLASS, LABEL_METER,
+    ANNOTATION_IDLE_MILLIWATTS, ANNOTATION_MAX_MILLIWATTS, LABEL_CPU_MODEL, LABEL_DEVICE_CLASS, LABEL_GPU_PRODUCT,
+    LABEL_METER,
 };
 use joulecast_meter::Host;
 use k8s_openapi::api::core::v1::Node;
@@ -11,6 +14,8 @@ use kube::api::{Api, ListParams, Patch, PatchParams};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::fs;
+use std::sync::Arc;
+use std::time::Duration;
 
 /// What is said; a key that is not here is left as it is.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -21,15 +26,29 @@ pub struct Facts {
     pub annotations: BTreeMap<&'static str, String>,
 }
 
-/// The facts of this node.
+/// The facts of this node, whose GPUs are called so; none if it has none that is ours.
 #[must_use]
-pub fn facts(host: &Host, meter: &NodeMeter) -> Facts {
+pub fn facts(host: &Host, meter: &NodeMeter, gpus: &[String]) -> Facts {
     let mut facts = Facts::default();
-    // A node whose NVIDIA devices are not ours to see keeps the class that somebody else gave it.
-    if !has_nvidia_device(host) {
+    if !gpus.is_empty() {
+        facts.labels.insert(LABEL_DEVICE_CLASS, "cuda".to_owned());
+    } else if !has_nvidia_device(host) {
+        // A node whose NVIDIA devices are not ours to see keeps the class that somebody else gave it.
         facts.labels.insert(LABEL_DEVICE_CLASS, "cpu".to_owned());
     }
-    facts.labels.insert(LABEL_METER, if meter.lacks().is_none() { "rapl" } else { "none" }.to_owned());
+    // A model is fitted for one product: a node with several has none that it could be told by.
+    if let Some(product) = gpus.first().filter(|first| gpus.iter().all(|gpu| gpu == *first)) {
+        facts.labels.insert(LABEL_GPU_PRODUCT, label_value(product));
+    }
+    let nvml = meter.gpus().next().is_some();
+    let kind = if meter.lacks().is_some() {
+        "none"
+    } else if nvml {
+        "nvml"
+    } else {
+        "rapl"
+    };
+    facts.labels.insert(LABEL_METER, kind.to_owned());
     if let Some(model) = host.cpu_model().map(|model| label_value(&model)).filter(|model| !model.is_empty()) {
         facts.labels.insert(LABEL_CPU_MODEL, model);
     }
@@ -92,6 +111,42 @@ pub async fn publish(nodes: &Api<Node>, node: &str, facts: &Facts) -> Result<(),
     nodes.patch_metadata(node, &PatchParams::default(), &Patch::Merge(&patch)).await.map(drop)
 }
 
+/// How often the node's labels are written again if nothing changed: somebody may have removed them.
+const TELL_EVERY: Duration = Duration::from_secs(600);
+/// How often is looked whether something changed; also the pause after a failure.
+const LOOK_EVERY: Duration = Duration::from_secs(15);
+
+/// Keeps the node's labels and annotations until it is aborted; `gpus` are the product names of its GPUs.
+pub async fn keep(service: Arc<Service>, host: Host, gpus: Vec<String>, node: String) {
+    let client = match kube::Client::try_default().await {
+        Ok(client) => client,
+        Err(error) => {
+            tracing::warn!("the node's labels are not kept: no API server is known: {error}");
+            return;
+        }
+    };
+    let nodes: Api<Node> = Api::all(client);
+    let clock = Clock::system();
+    let mut told: Option<(Duration, Facts)> = None;
+    loop {
+        let mut current = facts(&host, service.metering().meter(), &gpus);
+        if let Some((_, before)) = &told {
+            current.keep_idle(before);
+        }
+        let now = clock.since_boot();
+        if told.as_ref().is_none_or(|(at, before)| *before != current || now.saturating_sub(*at) > TELL_EVERY) {
+            match publish(&nodes, &node, &current).await {
+                Ok(()) => {
+                    tracing::info!(node, labels = ?current.labels, annotations = ?current.annotations, "the node is labelled");
+                    told = Some((now, current));
+                }
+                Err(error) => tracing::warn!(node, "the node's labels cannot be written: {error}; trying again"),
+            }
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
 /// Takes off all nodes what agents wrote to them; for when the release is uninstalled.
 ///
 /// # Errors
@@ -99,11 +154,13 @@ pub async fn publish(nodes: &Api<Node>, node: &str, facts: &Facts) -> Result<(),
 pub async fn forget(nodes: &Api<Node>) -> Result<usize, kube::Error> {
     let labelled = nodes.list_metadata(&ListParams::default().labels(LABEL_METER)).await?;
     for node in &labelled.items {
-        let class = node.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_DEVICE_CLASS));
-        let mut labels: BTreeMap<&str, Option<()>> = [LABEL_METER, LABEL_CPU_MODEL].map(|key| (key, None)).into();
-        // Another class was given by somebody else.
-        if class.is_some_and(|class| class == "cpu") {
-            labels.insert(LABEL_DEVICE_CLASS, None);
+        let of_node = |key: &str| node.metadata.labels.as_ref().and_then(|labels| labels.get(key)).map(String::as_str);
+        let ours = [LABEL_METER, LABEL_CPU_MODEL, LABEL_GPU_PRODUCT];
+        let mut labels: BTreeMap<&str, Option<()>> = ours.map(|key| (key, None)).into();
+        // Any other class, and `cuda` on a node whose GPUs are not metered, were given by somebody else.
+        match (of_node(LABEL_DEVICE_CLASS), of_node(LABEL_METER)) {
+            (Some("cpu"), _) | (Some("cuda"), Some("nvml")) => drop(labels.insert(LABEL_DEVICE_CLASS, None)),
+            _ => {}
         }
         let annotations = [ANNOTATION_IDLE_MILLIWATTS, ANNOTATION_MAX_MILLIWATTS].map(|key| (key, None::<()>));
         let annotations: BTreeMap<&str, Option<()>> = annotations.into();

@@ -8,14 +8,19 @@
 #![forbid(unsafe_code)]
 
 pub mod allocate;
+pub mod cdi;
 pub mod clock;
+pub mod gpus;
+pub mod health;
 pub mod holders;
 pub mod labels;
 pub mod metering;
 pub mod metrics;
 pub mod node_meter;
+pub mod own_file;
 pub mod plugin;
 pub mod proto;
 pub mod registration;
 pub mod service;
 pub mod slots;
+pub mod steps;

@@ -2,10 +2,10 @@
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand, ValueEnum};
-use joulecast_crds::names::RESOURCE_CPU;
+use joulecast_crds::names::{RESOURCE_CPU, RESOURCE_CUDA};
 use joulecast_device_plugin::clock::Clock;
 use joulecast_device_plugin::holders::HolderSource;
-use joulecast_device_plugin::labels::{self, Facts};
+use joulecast_device_plugin::labels;
 use joulecast_device_plugin::metering::Metering;
 use joulecast_device_plugin::metering::state::StateError;
 use joulecast_device_plugin::metrics::{self, Shown};
@@ -14,18 +14,19 @@ use joulecast_device_plugin::plugin::Plugin;
 use joulecast_device_plugin::registration::Registration;
 use joulecast_device_plugin::service::{self, Service};
 use joulecast_device_plugin::slots::{Layout, SOCKET, Slot, cpu_slots};
+use joulecast_device_plugin::{cdi, gpus, health, steps};
 use joulecast_meter::cgroup_time::Cgroups;
+use joulecast_meter::nvml::{self, Board, Events, Nvml};
 use joulecast_meter::{Host, Milliwatts, topology};
+use std::ffi::OsString;
 use std::io::IsTerminal;
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::watch;
-use tokio::time::MissedTickBehavior;
 use tracing_subscriber::EnvFilter;
 
 /// Hands out execution slots to pods, and meters the pods that hold them.
@@ -55,6 +56,15 @@ struct Arguments {
     /// Directory of the powercap zones.
     #[arg(long, value_name = "DIR", default_value = "/sys/devices/virtual/powercap")]
     powercap: PathBuf,
+    /// GPUs of NVIDIA: not looked for, or how they get to the pods that hold their slots.
+    #[arg(long, value_enum, default_value_t = Cuda::Off)]
+    cuda: Cuda,
+    /// NVML: a path, or a name that the loader finds.
+    #[arg(long, value_name = "LIBRARY", default_value = nvml::LIBRARY)]
+    nvml_library: OsString,
+    /// Directory of the container runtime's CDI specifications; used with --cuda cdi.
+    #[arg(long, value_name = "DIR", default_value = "/var/run/cdi")]
+    cdi_dir: PathBuf,
     /// Idle power of one package with its memory, in watts, instead of measuring it when the node is quiet.
     #[arg(long, value_name = "WATTS", value_parser = watts)]
     idle_watts: Option<f64>,
@@ -77,6 +87,29 @@ enum Command {
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
+enum Cuda {
+    /// GPUs are not looked for.
+    Off,
+    /// As device nodes, and by UUID for the NVIDIA container runtime.
+    Nodes,
+    /// By the Container Device Interface (containerd 1.7 with enable_cdi, or newer).
+    Cdi,
+    /// NVIDIA's own device plugin gives them (nvidia.com/gpu); joulecast.dev/cuda is the right to be metered only.
+    NvidiaPlugin,
+}
+
+impl Cuda {
+    fn via(self) -> Option<gpus::Via> {
+        match self {
+            Self::Off => None,
+            Self::Nodes => Some(gpus::Via::Nodes),
+            Self::Cdi => Some(gpus::Via::Cdi),
+            Self::NvidiaPlugin => Some(gpus::Via::NvidiaPlugin),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
 enum LogFormat {
     Text,
     Json,
@@ -88,15 +121,6 @@ fn watts(text: &str) -> Result<f64, String> {
         _ => Err(format!("{text:?} is not a number of watts from 0 to 2000")),
     }
 }
-
-/// Time between two regular steps: 10 Hz.
-const STEP: Duration = Duration::from_millis(100);
-/// Every so many steps the state is saved, so that a crash loses the division of a second at most.
-const SAVE_EVERY: u64 = 10;
-/// Every so many steps the kubelet is asked who holds the slots.
-const ASK_EVERY: u64 = 100;
-/// A counter that cannot be read for so long makes its slot unhealthy.
-const UNHEALTHY_AFTER: Duration = Duration::from_secs(10);
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
@@ -139,13 +163,14 @@ async fn run(arguments: Arguments) -> Result<()> {
     let cgroups = Cgroups::find(&arguments.cgroups, &arguments.kubelet_cgroup_root, host.clone(), packages.clone())
         .map_err(|error| error.to_string());
     let idle = arguments.idle_watts.map(|watts| Milliwatts((watts * 1e3).round() as u64));
-    let meter = NodeMeter::open(&packages, &arguments.powercap, cgroups, idle);
+    let found = find_gpus(&arguments, &host);
+    let meter = NodeMeter::open(&packages, &arguments.powercap, found.boards, cgroups, idle);
     for note in meter.notes() {
         tracing::warn!("{note}");
     }
     match meter.lacks() {
         Some(lacks) => tracing::warn!("slots without a meter: {lacks}"),
-        None => tracing::info!(meter = meter.describe(), "metering"),
+        None => tracing::info!(domains = ?meter.power().map(|(domain, _)| domain).collect::<Vec<_>>(), "metering"),
     }
     let layout = Layout {
         node: arguments.node_run_dir.clone().unwrap_or_else(|| arguments.run_dir.clone()),
@@ -156,36 +181,53 @@ async fn run(arguments: Arguments) -> Result<()> {
     std::fs::set_permissions(&layout.own, std::fs::Permissions::from_mode(0o700))
         .with_context(|| format!("--run-dir {}", layout.own.display()))?;
 
-    let slots = cpu_slots(&packages);
-    let service = Arc::new(service(&arguments, &layout, Metering::new(meter, slots.len()), &host));
+    let mut resources = vec![(RESOURCE_CPU, "joulecast-cpu.sock", cpu_slots(&packages))];
+    if !found.slots.is_empty() {
+        resources.push((RESOURCE_CUDA, "joulecast-cuda.sock", found.slots));
+    }
+    let ids = |slots: &[Slot]| slots.iter().map(|slot| slot.id.clone()).collect();
+    let slots = resources.iter().map(|(resource, _, slots)| (*resource, ids(slots))).collect();
+    let service = Arc::new(service(&arguments, &layout, Metering::new(meter, slots), &host));
     let listener = tokio::net::TcpListener::bind(arguments.listen)
         .await
         .with_context(|| format!("--listen {}", arguments.listen))?;
     // The kubelet asks only after it knows of the slots, so a node that has no pods yet says nothing here.
     service.ask_kubelet().await;
-    let mut sockets = Vec::new();
-    for slot in &slots {
-        let directory = layout.directory(&slot.id);
-        let listener = service::listen(&directory, SOCKET).with_context(|| directory.display().to_string())?;
-        sockets.push(directory.join(SOCKET));
-        tokio::spawn(service::serve(Arc::clone(&service), slot.id.clone(), listener));
+    if let Some(events) = found.events {
+        health::watch(Arc::clone(&service), events).context("the thread that waits for news of GPUs")?;
     }
-
-    let (list, listed) = watch::channel(slots);
     let (stop, stopped) = watch::channel(false);
-    let plugin = Arc::new(Plugin::new(listed, layout, Arc::clone(&service) as _));
-    let registration = Registration {
-        directory: arguments.plugin_dir.clone(),
-        resource: RESOURCE_CPU.to_owned(),
-        socket: "joulecast-cpu.sock".to_owned(),
-    };
-    let (is_registered, registered) = watch::channel(false);
-    let shown = Shown::new(Arc::clone(&service), registered, Clock::system());
+    let mut serving = Vec::new();
+    for slot in resources.iter().flat_map(|(_, _, slots)| slots) {
+        let directory = layout.directory(&slot.id);
+        let socket = service::listen(&directory, SOCKET).with_context(|| directory.display().to_string())?;
+        let serve = service::serve(Arc::clone(&service), slot.id.clone(), socket, stopped.clone());
+        serving.push(tokio::spawn(serve));
+    }
+    // Before the kubelet knows of the slots, since a pod may come at once. It is removed when this function ends.
+    let written = found.specification.map(|specification| cdi::File::write(&arguments.cdi_dir, &specification));
+    let specification = written.transpose().context("--cdi-dir")?;
+
+    let (mut lists, mut registrations, mut are_registered) = (Vec::new(), Vec::new(), Vec::new());
+    for (resource, socket, slots) in resources {
+        let (list, listed) = watch::channel(slots);
+        lists.push(list);
+        let plugin = Arc::new(Plugin::new(listed, layout.clone(), Arc::clone(&service) as _));
+        let registration = Registration {
+            directory: arguments.plugin_dir.clone(),
+            resource: resource.to_owned(),
+            socket: socket.to_owned(),
+        };
+        let (is_registered, registered) = watch::channel(false);
+        are_registered.push(registered);
+        let stopped = stopped.clone();
+        registrations.push(tokio::spawn(async move { registration.keep(plugin, is_registered, stopped).await }));
+    }
+    let shown = Shown::new(Arc::clone(&service), are_registered, Clock::system());
     tokio::spawn(metrics::serve(listener, shown));
-    let registration = tokio::spawn(async move { registration.keep(plugin, is_registered, stopped).await });
-    let steps = tokio::spawn(step(Arc::clone(&service), list));
+    let steps = tokio::spawn(steps::keep(Arc::clone(&service), lists));
     match arguments.node_name {
-        Some(node) => drop(tokio::spawn(tell(Arc::clone(&service), host, node))),
+        Some(node) => drop(tokio::spawn(labels::keep(Arc::clone(&service), host, found.products, node))),
         None => tracing::warn!("no --node-name: the node's labels are not kept"),
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "started");
@@ -194,15 +236,53 @@ async fn run(arguments: Arguments) -> Result<()> {
         _ = interrupt.recv() => tracing::info!("SIGINT: stopping"),
     }
     let _ = stop.send(true);
-    registration.await.context("the registration's task")?;
+    for registration in registrations {
+        registration.await.context("the registration's task")?;
+    }
+    drop(specification);
     steps.abort();
     service.tick();
     service.save();
-    for socket in sockets {
-        let _ = std::fs::remove_file(socket);
+    for serve in serving {
+        serve.await.context("the task of a slot's socket")?;
     }
     tracing::info!("stopped");
     Ok(())
+}
+
+/// The GPUs of this node, as far as they are ours.
+#[derive(Default)]
+struct Gpus {
+    boards: Vec<Board>,
+    slots: Vec<Slot>,
+    /// Product names, for labels.
+    products: Vec<String>,
+    specification: Option<serde_json::Value>,
+    events: Option<Events>,
+}
+
+/// Looks for GPUs. A node that has none, or whose driver does not work, is a node without such slots.
+fn find_gpus(arguments: &Arguments, host: &Host) -> Gpus {
+    let Some(via) = arguments.cuda.via() else { return Gpus::default() };
+    let found = Nvml::open(&arguments.nvml_library).and_then(|nvml| Ok((nvml, nvml.boards()?)));
+    let (nvml, (boards, mut notes)) = match found {
+        Ok(found) => found,
+        Err(error) => {
+            tracing::info!("no GPUs: {error}");
+            return Gpus::default();
+        }
+    };
+    let (slots, of_slots) = gpus::slots(&boards, host, via);
+    let (events, of_events) = nvml.events(&boards);
+    notes.extend(of_slots);
+    notes.extend(of_events);
+    for note in notes {
+        tracing::warn!("{note}");
+    }
+    tracing::info!(gpus = boards.len(), slots = slots.len(), "GPUs");
+    let specification = (via == gpus::Via::Cdi && !slots.is_empty()).then(|| cdi::specification(&boards, host));
+    let products = boards.iter().map(|board| board.name.clone()).collect();
+    Gpus { slots, products, specification, events, boards }
 }
 
 fn service(arguments: &Arguments, layout: &Layout, mut metering: Metering, host: &Host) -> Service {
@@ -215,73 +295,11 @@ fn service(arguments: &Arguments, layout: &Layout, mut metering: Metering, host:
         Err(error) => tracing::warn!(path = %state.display(), "the earlier state is not taken over: {error}"),
     }
     metering.tick(clock.since_boot(), clock.unix_seconds());
-    let resources = vec![RESOURCE_CPU.to_owned()];
+    let mut resources = vec![RESOURCE_CPU.to_owned(), RESOURCE_CUDA.to_owned()];
+    if matches!(arguments.cuda, Cuda::NvidiaPlugin) {
+        // nvidia.com/gpu, and nvidia.com/mig-... with the strategy "mixed".
+        resources.push("nvidia.com/".to_owned());
+    }
     let holders = HolderSource::new(arguments.pod_resources.clone(), &arguments.plugin_dir, resources);
     Service::new(metering, holders, clock, state, boot)
-}
-
-/// The regular work: steps, saving, asking the kubelet, health.
-async fn step(service: Arc<Service>, list: watch::Sender<Vec<Slot>>) {
-    let clock = Clock::system();
-    let mut interval = tokio::time::interval(STEP);
-    interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
-    for count in 1u64.. {
-        interval.tick().await;
-        service.tick();
-        if count % SAVE_EVERY == 0 {
-            service.save();
-        }
-        if count % ASK_EVERY == 0 {
-            service.ask_kubelet().await;
-        }
-        let failing = service.metering().meter().failing(clock.since_boot(), UNHEALTHY_AFTER);
-        list.send_if_modified(|slots| {
-            let mut changed = false;
-            for slot in slots {
-                let now = failing.get(&slot.id).cloned();
-                if now != slot.unhealthy {
-                    tracing::warn!(slot = slot.id, health = now.as_deref().unwrap_or("well again"), "health changed");
-                    slot.unhealthy = now;
-                    changed = true;
-                }
-            }
-            changed
-        });
-    }
-}
-
-/// How often the node's labels are written again if nothing changed: somebody may have removed them.
-const TELL_EVERY: Duration = Duration::from_secs(600);
-/// How often is looked whether something changed; also the pause after a failure.
-const LOOK_EVERY: Duration = Duration::from_secs(15);
-
-/// Keeps the node's labels and annotations.
-async fn tell(service: Arc<Service>, host: Host, node: String) {
-    let client = match kube::Client::try_default().await {
-        Ok(client) => client,
-        Err(error) => {
-            tracing::warn!("the node's labels are not kept: no API server is known: {error}");
-            return;
-        }
-    };
-    let nodes = kube::Api::all(client);
-    let clock = Clock::system();
-    let mut told: Option<(Duration, Facts)> = None;
-    loop {
-        let mut facts = labels::facts(&host, service.metering().meter());
-        if let Some((_, before)) = &told {
-            facts.keep_idle(before);
-        }
-        let now = clock.since_boot();
-        if told.as_ref().is_none_or(|(at, before)| *before != facts || now.saturating_sub(*at) > TELL_EVERY) {
-            match labels::publish(&nodes, &node, &facts).await {
-                Ok(()) => {
-                    tracing::info!(node, labels = ?facts.labels, annotations = ?facts.annotations, "the node is labelled");
-                    told = Some((now, facts));
-                }
-                Err(error) => tracing::warn!(node, "the node's labels cannot be written: {error}; trying again"),
-            }
-        }
-        tokio::time::sleep(LOOK_EVERY).await;
-    }
 }

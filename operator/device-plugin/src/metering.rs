@@ -4,9 +4,10 @@
 //! restarted ([`state`]). When the pod is gone, its windows are forgotten.
 
 use crate::holders::Holder;
-use crate::node_meter::NodeMeter;
+use crate::node_meter::{Gpu, Mark, NodeMeter};
 use joulecast_meter::Microjoules;
 use joulecast_meter::ledger::{Edge, Figure, Metered};
+use joulecast_meter::nvml::Trouble;
 use joulecast_meter::slot::{Answer, Refusal, Request, WindowEnergy, WindowStatus};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +29,8 @@ struct Window {
     /// UID of its pod.
     uid: String,
     edge: Edge,
+    /// Counter and integrated power of its GPUs, by domain.
+    marks: BTreeMap<String, Mark>,
 }
 
 /// A job by namespace and name.
@@ -48,7 +51,8 @@ struct Past {
 #[derive(Debug)]
 pub struct Metering {
     meter: NodeMeter,
-    slots: usize,
+    /// Identities of the slots by resource.
+    slots: BTreeMap<&'static str, Vec<String>>,
     /// Holder by slot.
     holders: BTreeMap<String, Holder>,
     /// Slots that may have a new holder.
@@ -58,6 +62,8 @@ pub struct Metering {
     stepped: Option<Duration>,
     past: BTreeMap<JobKey, Past>,
     heard: u64,
+    /// GPU-seconds by job, of those in `job_of` and `past`.
+    gpu_seconds: BTreeMap<JobKey, f64>,
     /// Job by UID of its pod: the namespace is the kubelet's word, the name the pod's own.
     job_of: BTreeMap<String, JobKey>,
     /// Whether windows were opened or closed since the state was last saved.
@@ -65,9 +71,9 @@ pub struct Metering {
 }
 
 impl Metering {
-    /// A service over the meters of this node, which has so many slots.
+    /// A service over the meters of this node, which has these slots, by resource.
     #[must_use]
-    pub fn new(meter: NodeMeter, slots: usize) -> Self {
+    pub fn new(meter: NodeMeter, slots: BTreeMap<&'static str, Vec<String>>) -> Self {
         Self {
             meter,
             slots,
@@ -78,6 +84,7 @@ impl Metering {
             stepped: None,
             past: BTreeMap::new(),
             heard: 0,
+            gpu_seconds: BTreeMap::new(),
             job_of: BTreeMap::new(),
             changed: false,
         }
@@ -114,10 +121,15 @@ impl Metering {
         in_gross.filter_map(|(_, books)| books.holders.get(uid)).fold(Microjoules(0), |sum, one| sum.plus(one.gross()))
     }
 
-    /// Number of slots of this node.
-    #[must_use]
-    pub fn slots(&self) -> usize {
-        self.slots
+    /// How many slots of each resource are held, and how many there are.
+    pub fn slots(&self) -> impl Iterator<Item = (&'static str, usize, usize)> {
+        let held = |slots: &[String]| slots.iter().filter(|slot| self.holders.contains_key(*slot)).count();
+        self.slots.iter().map(move |(resource, slots)| (*resource, held(slots), slots.len()))
+    }
+
+    /// NVML told of an error of a GPU.
+    pub fn trouble(&mut self, trouble: &Trouble) {
+        self.meter.trouble(trouble);
     }
 
     /// When the last step was made.
@@ -146,7 +158,19 @@ impl Metering {
     /// Regular step; `now` is the time since boot.
     pub fn tick(&mut self, now: Duration, unix_seconds: u64) {
         self.meter.step(now, unix_seconds);
-        self.stepped = Some(now);
+        let since = self.stepped.replace(now).map_or(Duration::ZERO, |then| now.saturating_sub(then));
+        for (uid, job) in &self.job_of {
+            let busy: f64 = self.meter.gpus_of(uid).filter_map(Gpu::busy_ratio).sum();
+            if busy > 0.0 {
+                *self.gpu_seconds.entry(job.clone()).or_default() += busy * since.as_secs_f64();
+            }
+        }
+    }
+
+    /// GPU-seconds by job: time that its pods on this node held GPUs, each times its utilisation, since this process began.
+    #[must_use]
+    pub fn gpu_seconds(&self) -> &BTreeMap<JobKey, f64> {
+        &self.gpu_seconds
     }
 
     /// Takes over who holds which slot. A holder that the kubelet does not name is kept while its cgroup is there and
@@ -205,7 +229,10 @@ impl Metering {
     fn remember(&mut self, job: JobKey, gross: Microjoules) {
         if self.past.len() >= MAX_JOBS && !self.past.contains_key(&job) {
             let oldest = self.past.iter().min_by_key(|(_, past)| past.heard).map(|(key, _)| key.clone());
-            oldest.and_then(|key| self.past.remove(&key));
+            if let Some(key) = oldest {
+                self.past.remove(&key);
+                self.gpu_seconds.remove(&key);
+            }
         }
         self.heard += 1;
         let past = self.past.entry(job).or_default();
@@ -221,6 +248,9 @@ impl Metering {
             return refused(Refusal::NotReady, format!("the kubelet does not yet say which pod holds slot {slot}"));
         };
         let at = self.edge_time(now, unix_seconds);
+        if let Some(lacks) = self.meter.lacks_for(&holder.uid) {
+            return refused(Refusal::NoMeter, format!("this slot has no meter: {lacks}"));
+        }
         match request {
             Request::Open { job } => self.open(slot, &holder, job, at),
             Request::Mark { window } => self.read(window, &holder, at, false),
@@ -251,15 +281,21 @@ impl Metering {
                 let message = format!("job: a name of 1 to {MAX_JOB_BYTES} bytes without control characters is wanted");
                 return refused(Refusal::Malformed, message);
             }
-            self.job_of.insert(holder.uid.clone(), (holder.namespace.clone(), job));
+            let job = (holder.namespace.clone(), job);
+            let before = self.job_of.insert(holder.uid.clone(), job.clone());
+            // A pod that names ever other jobs makes no series of each.
+            if let Some(before) = before.filter(|before| *before != job && !self.past.contains_key(before)) {
+                self.gpu_seconds.remove(&before);
+            }
         }
         let window = self.next;
         self.next += 1;
         let edge = self.meter.ledger().edge(&holder.uid, at);
-        self.windows.insert(window, Window { uid: holder.uid.clone(), edge });
+        let marks = self.meter.marks(&holder.uid);
+        self.windows.insert(window, Window { uid: holder.uid.clone(), edge, marks });
         self.changed = true;
         let idle = self.meter.ledger().idle_of(&holder.uid);
-        Answer::Opened { window, meter: self.meter.describe(), idle_milliwatts: idle.map(|idle| idle.0) }
+        Answer::Opened { window, meter: self.meter.describe(&holder.uid), idle_milliwatts: idle.map(|idle| idle.0) }
     }
 
     fn read(&mut self, number: u64, holder: &Holder, at: Duration, close: bool) -> Answer {
@@ -269,13 +305,38 @@ impl Metering {
             return refused(Refusal::UnknownWindow, message);
         };
         let metered = ledger.between(&holder.uid, &window.edge, &ledger.edge(&holder.uid, at));
-        let energy = energy(number, &metered);
+        let mut energy = energy(number, &metered);
+        energy.device_lost = self.meter.device_lost(&holder.uid);
+        energy.notes.extend(self.meter.gpus_of(&holder.uid).filter_map(shared));
+        energy.notes.extend(cross_check(&self.meter, metered.length, &window.marks));
         if close {
             self.windows.remove(&number);
             self.changed = true;
         }
         Answer::Window(energy)
     }
+}
+
+/// Windows shorter than this are not cross-checked: power may be told as the mean of the last second.
+const CHECKED: Duration = Duration::from_secs(10);
+
+/// How far the counters of a window's GPUs are from the power that they told, for the one where that is furthest.
+fn cross_check(meter: &NodeMeter, length: Duration, marks: &BTreeMap<String, Mark>) -> Option<String> {
+    let checked = marks.iter().filter(|_| length >= CHECKED);
+    let moved = checked.filter_map(|(name, mark)| Some((name, meter.since(name, *mark)?)));
+    let (name, furthest) = moved.max_by(|(_, a), (_, b)| a.apart.abs().total_cmp(&b.apart.abs()))?;
+    let (counter, integrated) = (furthest.counter.joules(), furthest.integrated.joules());
+    let percent = furthest.apart * 100.0;
+    Some(format!("{name}: energy counter {counter:.1} J, integrated power {integrated:.1} J ({percent:+.1} %)"))
+}
+
+/// What must be known of the energy of a GPU that several pods share.
+fn shared(gpu: &Gpu) -> Option<String> {
+    gpu.board().instances.as_ref()?;
+    let name = gpu.name();
+    Some(format!(
+        "{name} is BoardShared: one counter for all its MIG instances, divided by the slices of those that were held"
+    ))
 }
 
 /// A refusal.
@@ -311,5 +372,6 @@ fn energy(window: u64, metered: &Metered) -> WindowEnergy {
         idle_microjoules: metered.idle().map(|energy| energy.0),
         domain_microjoules: domains,
         notes,
+        device_lost: None,
     }
 }

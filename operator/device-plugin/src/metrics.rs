@@ -8,7 +8,6 @@ use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::IntoResponse;
 use axum::routing::get;
-use joulecast_crds::names::RESOURCE_CPU;
 use joulecast_meter::cpu_time::CpuTime;
 use joulecast_meter::{Host, Microjoules};
 use prometheus_client::collector::Collector;
@@ -23,6 +22,8 @@ use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
+mod gpus;
+
 /// The regular step may be late by this much before the process counts as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
 
@@ -30,7 +31,8 @@ const STUCK_AFTER: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Shown {
     service: Arc<Service>,
-    registered: watch::Receiver<bool>,
+    /// Of each resource.
+    registered: Vec<watch::Receiver<bool>>,
     clock: Clock,
     registry: Arc<Registry>,
 }
@@ -38,9 +40,10 @@ pub struct Shown {
 impl Shown {
     /// The endpoints over a service.
     #[must_use]
-    pub fn new(service: Arc<Service>, registered: watch::Receiver<bool>, clock: Clock) -> Self {
+    pub fn new(service: Arc<Service>, registered: Vec<watch::Receiver<bool>>, clock: Clock) -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Energy(Arc::clone(&service))));
+        registry.register_collector(Box::new(gpus::Load(Arc::clone(&service))));
         registry.register_collector(Box::new(Process(Host::default())));
         Self { service, registered, clock, registry: Arc::new(registry) }
     }
@@ -74,7 +77,7 @@ async fn healthy(State(shown): State<Shown>) -> impl IntoResponse {
 }
 
 async fn ready(State(shown): State<Shown>) -> impl IntoResponse {
-    if *shown.registered.borrow() {
+    if shown.registered.iter().all(|registered| *registered.borrow()) {
         (StatusCode::OK, "ok\n")
     } else {
         (StatusCode::SERVICE_UNAVAILABLE, "the slots are not registered with the kubelet: see the log\n")
@@ -115,8 +118,8 @@ impl Collector for Energy {
         let help =
             "Energy that a domain's counter moved since the agent first started; domains overlap, never add them up";
         let mut family = encoder.encode_descriptor("joulecast_node_energy", help, joule, counter)?;
-        for (domain, books) in meter.ledger().books() {
-            let labels = [("domain", domain.name.as_str()), ("source", "rapl")];
+        for (index, (domain, books)) in meter.ledger().books().enumerate() {
+            let labels = [("domain", domain.name.as_str()), ("source", meter.kind(index))];
             joules(books.moved).encode(family.encode_family(&labels)?)?;
         }
         let help = "The same energy by who used it: idle, pods with slots, pods without, and what is no pod";
@@ -166,11 +169,11 @@ impl Collector for Energy {
         }
         let help = "Slots by state";
         let mut family = encoder.encode_descriptor("joulecast_slots", help, None, gauge)?;
-        let held = metering.holders().len();
-        let all = metering.slots();
-        for (state, count) in [("held", held), ("free", all.saturating_sub(held))] {
-            let labels = [("resource", RESOURCE_CPU), ("state", state)];
-            ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX)).encode(family.encode_family(&labels)?)?;
+        for (resource, held, all) in metering.slots() {
+            for (state, count) in [("held", held), ("free", all - held)] {
+                let labels = [("resource", resource), ("state", state)];
+                ConstGauge::new(i64::try_from(count).unwrap_or(i64::MAX)).encode(family.encode_family(&labels)?)?;
+            }
         }
         let help = "Windows that are open";
         let windows = i64::try_from(metering.open_windows()).unwrap_or(i64::MAX);

@@ -1,11 +1,12 @@
 //! The meters of this node and the ledger over them: one step reads the counters and CPU times, and divides.
 
-use crate::slots::cpu_slot_id;
 use joulecast_meter::cgroup_time::{Cgroups, CpuTimes};
-use joulecast_meter::counter::{Counter, MAX_WATTS};
-use joulecast_meter::idle::{Baseline, IdleWatch};
-use joulecast_meter::ledger::{Division, Domain, Ledger};
-use joulecast_meter::rapl::zones::{self, Kind, Zone};
+use joulecast_meter::counter::Counter;
+use joulecast_meter::idle::Baseline;
+use joulecast_meter::integral::{Integral, Sum, disagreement};
+use joulecast_meter::ledger::{Division, Ledger};
+use joulecast_meter::nvml::{Board, Missing, Trouble};
+use joulecast_meter::rapl::zones;
 use joulecast_meter::topology::Package;
 use joulecast_meter::{Microjoules, Milliwatts};
 use serde::{Deserialize, Serialize};
@@ -14,40 +15,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// RAPL counters are updated about every millisecond.
-const RAPL_LAG: Duration = Duration::from_millis(10);
-/// Power is the mean over at least this time.
-const POWER_OVER: Duration = Duration::from_secs(1);
-
-/// The counters of one RAPL zone.
-#[derive(Debug)]
-struct Source {
-    zone: Zone,
-    package: usize,
-    counter: Counter,
-    watch: IdleWatch,
-    /// The last reading failed, since when.
-    failing_since: Option<Duration>,
-    power: Power,
-}
-
-/// Power of one domain, from its counter.
-#[derive(Debug, Default, Clone, Copy)]
-struct Power {
-    from: Option<(Duration, u64)>,
-    now: Option<Milliwatts>,
-}
-
-impl Power {
-    fn observe(&mut self, at: Duration, total: u64) {
-        let (then, before) = *self.from.get_or_insert((at, total));
-        let length = at.saturating_sub(then);
-        if length >= POWER_OVER {
-            self.now = total.checked_sub(before).and_then(|used| Milliwatts::mean(Microjoules(used), length));
-            self.from = Some((at, total));
-        }
-    }
-}
+mod gpu;
+mod source;
+pub use gpu::Gpu;
+use source::{Probe, Source};
 
 /// What of the meters outlives a restart of the agent.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -55,6 +26,31 @@ pub struct Saved {
     ledger: Ledger,
     /// Counter and idle power by domain.
     counters: BTreeMap<String, (Counter, Option<Baseline>)>,
+    /// Integrated power of GPUs by domain.
+    integrals: BTreeMap<String, Integral>,
+}
+
+/// Counter and integrated power of a GPU at a moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Mark {
+    /// The counter's total in microjoules.
+    total: u64,
+    sum: Sum,
+}
+
+/// What counter and integrated power of a GPU make up between two moments.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Moved {
+    /// Energy by the counter.
+    pub counter: Microjoules,
+    /// Energy by the power that the GPU told.
+    pub integrated: Microjoules,
+    /// How far they are apart, as a part of the counter's energy.
+    pub apart: f64,
+}
+
+fn mark(source: &Source) -> Option<Mark> {
+    Some(Mark { sum: source.as_gpu()?.integral().sum(), total: source.counter.total()? })
 }
 
 /// The meters of this node.
@@ -68,11 +64,15 @@ pub struct NodeMeter {
     cpus: Vec<usize>,
     /// CPU times of the last step.
     cpu_times: Option<Arc<CpuTimes>>,
-    /// Idle power of each package as set by hand; nothing is then measured.
+    /// Idle power of each package as set by hand; nothing is then measured there.
     idle_by_hand: Option<Milliwatts>,
-    /// Why pods cannot be metered, if so.
+    /// Why packages cannot be metered, if so.
+    no_package: Option<String>,
+    /// Why nothing can be metered, if so.
     lacks: Option<String>,
     notes: Vec<String>,
+    /// Slots whose GPU told of an error that it does not recover from, with the error.
+    troubled: BTreeMap<String, String>,
 }
 
 impl NodeMeter {
@@ -81,32 +81,37 @@ impl NodeMeter {
     pub fn open(
         packages: &[Package],
         powercap: &Path,
+        gpus: Vec<Board>,
         cgroups: Result<Cgroups, String>,
         idle: Option<Milliwatts>,
     ) -> Self {
         let (found, mut notes) = zones::find(powercap);
         let mut sources = Vec::new();
         for zone in found {
-            let Some(package) = package_of(&zone, packages) else { continue };
+            let Some(source) = Source::rapl(zone, packages) else { continue };
+            let Probe::Rapl { zone, .. } = &source.probe else { continue };
             match zone.read() {
-                Ok(_) => sources.push(Source {
-                    package,
-                    counter: Counter::new(zone.range()),
-                    zone,
-                    watch: IdleWatch::default(),
-                    failing_since: None,
-                    power: Power::default(),
-                }),
+                Ok(_) => sources.push(source),
                 Err(error) => notes.push(format!("{} unreadable ({error}) and left out", zone.domain)),
             }
         }
-        let has_package = sources.iter().any(|source| source.zone.kind == Kind::Package);
-        let lacks = match (&cgroups, has_package) {
-            (_, false) => Some(format!("no RAPL package can be read below {}", powercap.display())),
-            (Err(problem), true) => Some(format!("energy cannot be divided among pods: {problem}")),
-            (Ok(_), true) => None,
+        let has_package = sources.iter().any(Source::is_package);
+        for board in gpus {
+            match board.energy() {
+                Err(Missing::NotSupported) => {
+                    notes.push(format!("gpu-{} ({}) has no energy counter: not metered", board.index, board.name));
+                }
+                // What cannot be read now is looked at again and again.
+                _ => sources.push(Source::gpu(Gpu::new(board))),
+            }
+        }
+        let no_package = (!has_package).then(|| format!("no RAPL package can be read below {}", powercap.display()));
+        let lacks = match &cgroups {
+            _ if sources.is_empty() => no_package.clone(),
+            Err(problem) => Some(format!("energy cannot be divided among pods: {problem}")),
+            Ok(_) => None,
         };
-        let ledger = Ledger::new(sources.iter().map(|source| domain(source, packages)).collect());
+        let ledger = Ledger::new(sources.iter().map(|source| source.domain.clone()).collect());
         let cpus = packages.iter().map(|package| package.cpus.len()).collect();
         let cgroups = cgroups.ok();
         let mut meter = Self {
@@ -117,8 +122,10 @@ impl NodeMeter {
             cpus,
             cpu_times: None,
             idle_by_hand: idle,
+            no_package,
             lacks,
             notes,
+            troubled: BTreeMap::new(),
         };
         meter.set_idle_by_hand();
         meter
@@ -128,15 +135,41 @@ impl NodeMeter {
     fn set_idle_by_hand(&mut self) {
         let Some(idle) = self.idle_by_hand else { return };
         for (index, source) in self.sources.iter().enumerate() {
-            let power = if source.zone.kind == Kind::Package { idle } else { Milliwatts(0) };
-            self.ledger.set_idle(index, Some(power));
+            let power = if source.is_package() { idle } else { Milliwatts(0) };
+            if source.as_gpu().is_none() {
+                self.ledger.set_idle(index, Some(power));
+            }
         }
     }
 
-    /// Why pods cannot be metered on this node, if so.
+    /// Why no pod can be metered on this node, if so.
     #[must_use]
     pub fn lacks(&self) -> Option<&str> {
         self.lacks.as_deref()
+    }
+
+    /// Why this pod cannot be metered, if so: on a node whose packages have no meter, only pods with a GPU can.
+    #[must_use]
+    pub fn lacks_for(&self, uid: &str) -> Option<&str> {
+        let lacks = self.lacks.as_deref();
+        lacks.or_else(|| self.no_package.as_deref().filter(|_| self.gpus_of(uid).next().is_none()))
+    }
+
+    /// The GPUs that are metered.
+    pub fn gpus(&self) -> impl Iterator<Item = &Gpu> {
+        self.sources.iter().filter_map(Source::as_gpu)
+    }
+
+    /// The GPUs that a pod holds, or has an instance of.
+    pub fn gpus_of(&self, uid: &str) -> impl Iterator<Item = &Gpu> {
+        let own = self.sources.iter().filter(|source| self.ledger.holds(&source.domain, uid));
+        own.filter_map(Source::as_gpu)
+    }
+
+    /// Which kind of meter a domain has: `rapl` or `nvml`.
+    #[must_use]
+    pub fn kind(&self, domain: usize) -> &'static str {
+        self.sources.get(domain).map_or("none", Source::meter)
     }
 
     /// What was left out when the meters were opened.
@@ -153,12 +186,12 @@ impl NodeMeter {
 
     /// Mean power of each domain over the last second or so; absent until it is known.
     pub fn power(&self) -> impl Iterator<Item = (&str, Option<Milliwatts>)> {
-        self.sources.iter().map(|source| (source.zone.domain.as_str(), source.power.now))
+        self.sources.iter().map(|source| (source.domain.name.as_str(), source.power()))
     }
 
     /// Measured idle power of each domain.
     pub fn baselines(&self) -> impl Iterator<Item = (&str, Option<Baseline>)> {
-        self.sources.iter().map(|source| (source.zone.domain.as_str(), source.watch.baseline()))
+        self.sources.iter().map(|source| (source.domain.name.as_str(), source.baseline()))
     }
 
     /// Idle power of all domains that gross counts; `None` until it is known.
@@ -170,40 +203,83 @@ impl NodeMeter {
         gross.try_fold(Milliwatts(0), |sum, idle| Some(Milliwatts(sum.0 + idle?.0)))
     }
 
-    /// The highest power that the packages are allowed for long, if the kernel tells it of all of them.
+    /// The highest power that packages and GPUs are allowed for long, if it is told of all that are metered.
     #[must_use]
     pub fn max(&self) -> Option<Milliwatts> {
-        let mut packages = self.sources.iter().filter(|source| source.zone.kind == Kind::Package).peekable();
-        packages.peek()?;
-        packages.try_fold(Milliwatts(0), |sum, source| Some(Milliwatts(sum.0 + source.zone.max_power()?.0)))
+        let counts = |source: &&Source| source.is_package() || source.as_gpu().is_some();
+        let mut sources = self.sources.iter().filter(counts).peekable();
+        sources.peek()?;
+        sources.try_fold(Milliwatts(0), |sum, source| Some(Milliwatts(sum.0 + source.max_power()?.0)))
     }
 
-    /// One phrase for reports: the meter and what its figures cover.
+    /// One phrase for reports: the meters of a pod and what its figures cover.
     #[must_use]
-    pub fn describe(&self) -> String {
-        let gross = self.sources.iter().filter(|source| source.zone.kind.in_gross());
-        let domains: Vec<_> = gross.map(|source| source.zone.domain.as_str()).collect();
+    pub fn describe(&self, uid: &str) -> String {
+        let own = |source: &&Source| source.as_gpu().is_some() && self.ledger.holds(&source.domain, uid);
+        let name = |source: &Source| match source.domain.division {
+            Division::Slices(_) => format!("{} BoardShared", source.domain.name),
+            Division::CpuTime { .. } | Division::Whole => source.domain.name.clone(),
+        };
+        let gpus: Vec<_> = self.sources.iter().filter(own).map(name).collect();
         let by = self.cgroups.as_ref().map_or("", |cgroups| cgroups.describe());
-        format!("node agent: rapl ({}), by CPU time ({by})", domains.join(" + "))
+        let rapl = self.sources.iter().filter(|source| source.as_gpu().is_none() && source.domain.in_gross);
+        let rapl: Vec<_> = rapl.map(|source| source.domain.name.as_str()).collect();
+        let rapl = (!rapl.is_empty()).then(|| format!("rapl ({}), by CPU time ({by})", rapl.join(" + ")));
+        let nvml = (!gpus.is_empty()).then(|| format!("nvml ({})", gpus.join(" + ")));
+        match (nvml, rapl) {
+            (Some(nvml), Some(rapl)) => format!("node agent: {nvml} + {rapl}"),
+            (Some(nvml), None) => format!("node agent: {nvml}, processors not metered"),
+            (None, rapl) => format!("node agent: {}", rapl.unwrap_or_default()),
+        }
     }
 
-    /// The domains that could not be read for longer than `limit`, by the slot that they belong to.
+    /// The slots that must not be given out, with the reason: their GPU is lost or told of an error that it does not recover
+    /// from, or their counter could not be read for longer than `limit`.
     #[must_use]
     pub fn failing(&self, now: Duration, limit: Duration) -> BTreeMap<String, String> {
-        let long = |source: &&Source| {
-            source.zone.kind == Kind::Package
-                && source.failing_since.is_some_and(|since| now.saturating_sub(since) > limit)
+        let ill = |source: &Source| {
+            let why = source.ill(now, limit)?;
+            Some(source.domain.slots().map(|slot| (slot.to_owned(), why.clone())).collect::<Vec<_>>())
         };
-        let domains: Vec<&Domain> = self.ledger.domains().collect();
-        let index = |source: &Source| self.sources.iter().position(|other| other.zone.domain == source.zone.domain);
-        self.sources
-            .iter()
-            .filter(long)
-            .filter_map(|source| {
-                let slot = domains[index(source)?].slot.clone();
-                Some((slot, format!("meter {} cannot be read", source.zone.domain)))
-            })
-            .collect()
+        self.troubled.clone().into_iter().chain(self.sources.iter().filter_map(ill).flatten()).collect()
+    }
+
+    /// Why a pod has no use of one of its GPUs any more, if so.
+    #[must_use]
+    pub fn device_lost(&self, uid: &str) -> Option<String> {
+        let troubled = self.ledger.owners().filter(|(_, owner)| *owner == uid);
+        let troubled = troubled.filter_map(|(slot, _)| self.troubled.get(slot).cloned()).next();
+        troubled.or_else(|| self.gpus_of(uid).find_map(|gpu| Some(format!("{} is lost: {}", gpu.name(), gpu.lost()?))))
+    }
+
+    /// Takes in what NVML tells of a GPU; if it does not say which, it may be any. It stays so until the agent starts anew:
+    /// such GPUs want a reset.
+    pub fn trouble(&mut self, trouble: &Trouble) {
+        for source in &self.sources {
+            let Some(gpu) = source.as_gpu() else { continue };
+            if trouble.uuid.as_ref().is_none_or(|uuid| *uuid == gpu.board.uuid) {
+                tracing::warn!(gpu = source.domain.name, uuid = gpu.board.uuid, "{}", trouble.what);
+                let why = format!("{} of {}", trouble.what, source.domain.name);
+                self.troubled.extend(source.domain.slots().map(|slot| (slot.to_owned(), why.clone())));
+            }
+        }
+    }
+
+    /// Counter and integrated power of each GPU that a pod holds, by domain.
+    #[must_use]
+    pub fn marks(&self, uid: &str) -> BTreeMap<String, Mark> {
+        let own = self.sources.iter().filter(|source| self.ledger.holds(&source.domain, uid));
+        own.filter_map(|source| Some((source.domain.name.clone(), mark(source)?))).collect()
+    }
+
+    /// What counter and integrated power of a GPU moved since an earlier mark.
+    #[must_use]
+    pub fn since(&self, domain: &str, mark_then: Mark) -> Option<Moved> {
+        let source = self.sources.iter().find(|source| source.domain.name == domain)?;
+        let now = mark(source)?;
+        let counter = Microjoules(now.total.checked_sub(mark_then.total)?);
+        let integrated = now.sum.since(mark_then.sum)?;
+        Some(Moved { counter, integrated, apart: disagreement(counter, integrated)? })
     }
 
     /// Reads everything and divides what was used since the last step.
@@ -211,34 +287,18 @@ impl NodeMeter {
         let cpu = self.cgroups.as_mut().and_then(|cgroups| cgroups.sample(&self.holders)).map(Arc::new);
         let mut totals = Vec::with_capacity(self.sources.len());
         for (index, source) in self.sources.iter_mut().enumerate() {
-            let Ok(value) = source.zone.read() else {
-                source.failing_since.get_or_insert(now);
-                totals.push(None);
-                continue;
-            };
-            source.failing_since = None;
-            source.counter.read(now, value);
-            if let Some(loss) = source.counter.loss() {
-                tracing::warn!(domain = source.zone.domain, "counter lost: {loss}");
-                self.ledger.lost(index, loss.to_string());
-                source.counter = Counter::new(source.zone.range());
-                source.counter.read(now, value);
-                source.power = Power::default();
+            let (total, lost) = source.read(now);
+            if let Some(loss) = lost {
+                tracing::warn!(domain = source.domain.name, "counter lost: {loss}");
+                self.ledger.lost(index, loss);
             }
-            let total = source.counter.total();
             totals.push(total);
-            if let Some(total) = total {
-                source.power.observe(now, total);
-            }
-            if self.idle_by_hand.is_some() {
+            if self.idle_by_hand.is_some() && source.as_gpu().is_none() {
                 continue;
             }
-            let busy = cpu.as_ref().and_then(|cpu| cpu.node.get(source.package).copied());
-            let before = source.watch.baseline();
-            source.watch.observe(now, unix_seconds, total, busy, self.cpus.get(source.package).copied().unwrap_or(1));
-            if let Some(found) = source.watch.baseline().filter(|_| source.watch.baseline() != before) {
-                tracing::debug!(domain = source.zone.domain, watts = found.power.watts(), "idle power measured");
-                self.ledger.set_idle(index, Some(found.power));
+            let held = self.ledger.is_held(&source.domain);
+            if let Some(idle) = source.watch(now, unix_seconds, total, cpu.as_deref(), &self.cpus, held) {
+                self.ledger.set_idle(index, Some(idle));
             }
         }
         self.ledger.step(now, &totals, cpu.as_ref());
@@ -282,20 +342,27 @@ impl NodeMeter {
     /// What outlives a restart.
     #[must_use]
     pub fn save(&self) -> Saved {
-        let counter = |source: &Source| (source.zone.domain.clone(), (source.counter.clone(), source.watch.baseline()));
-        Saved { ledger: self.ledger.clone(), counters: self.sources.iter().map(counter).collect() }
+        let counter = |source: &Source| (source.domain.name.clone(), (source.counter.clone(), source.baseline()));
+        Saved {
+            ledger: self.ledger.clone(),
+            counters: self.sources.iter().map(counter).collect(),
+            integrals: self.gpus().map(|gpu| (gpu.name(), gpu.integral().clone())).collect(),
+        }
     }
 
     /// Goes on where an earlier process left off. `false`, and nothing is taken over, if it had other domains.
     pub fn resume(&mut self, saved: Saved) -> bool {
-        let Saved { ledger, mut counters } = saved;
+        let Saved { ledger, mut counters, mut integrals } = saved;
         if !ledger.domains().eq(self.ledger.domains()) {
             return false;
         }
         for source in &mut self.sources {
-            if let Some((counter, baseline)) = counters.remove(&source.zone.domain) {
-                source.counter = counter;
-                source.watch = IdleWatch::with(baseline);
+            if let Some((counter, baseline)) = counters.remove(&source.domain.name) {
+                source.resume(counter, baseline);
+            }
+            let integral = integrals.remove(&source.domain.name);
+            if let (Probe::Gpu(gpu), Some(integral)) = (&mut source.probe, integral) {
+                gpu.resume(integral);
             }
         }
         self.ledger = ledger;
@@ -307,28 +374,5 @@ impl NodeMeter {
             self.holders = self.ledger.owners().filter_map(|(_, uid)| dir(uid)).collect();
         }
         true
-    }
-}
-
-/// The package of a zone: zones that belong to none (`psys`, unknown ones) are not divided among pods.
-fn package_of(zone: &Zone, packages: &[Package]) -> Option<usize> {
-    if !matches!(zone.kind, Kind::Package | Kind::Dram | Kind::Core) {
-        return None;
-    }
-    // package-1, package-1-die-0, package-1/dram
-    let number = zone.domain.strip_prefix("package-")?;
-    let digits: String = number.chars().take_while(char::is_ascii_digit).collect();
-    let id: u32 = digits.parse().ok()?;
-    packages.iter().position(|package| package.id == id)
-}
-
-fn domain(source: &Source, packages: &[Package]) -> Domain {
-    Domain {
-        name: source.zone.domain.clone(),
-        division: Division::CpuTime { package: source.package },
-        in_gross: source.zone.kind.in_gross(),
-        slot: cpu_slot_id(packages[source.package].id),
-        max: Milliwatts(MAX_WATTS * 1000),
-        lag: RAPL_LAG,
     }
 }

@@ -47,15 +47,23 @@ fn device(slot: &Slot) -> api::Device {
 }
 
 fn response(grant: Grant) -> api::ContainerAllocateResponse {
-    let Grant { variables, mounts } = grant;
+    let Grant { variables, mounts, nodes, cdi } = grant;
     let mount = |mount: crate::allocate::Mount| api::Mount {
         container_path: mount.container,
         host_path: mount.node,
         read_only: true,
     };
+    let node = |path: String| api::DeviceSpec {
+        container_path: path.clone(),
+        host_path: path,
+        // No "m": a container makes no nodes.
+        permissions: "rw".to_owned(),
+    };
     api::ContainerAllocateResponse {
         envs: variables.into_iter().collect(),
         mounts: mounts.into_iter().map(mount).collect(),
+        devices: nodes.into_iter().map(node).collect(),
+        cdi_devices: cdi.into_iter().map(|name| api::CdiDevice { name }).collect(),
         ..api::ContainerAllocateResponse::default()
     }
 }

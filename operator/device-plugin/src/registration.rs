@@ -1,13 +1,13 @@
 //! Serving a device plugin and making it known to the kubelet, again and again: a kubelet that restarts removes all
 //! plugins' sockets and forgets who was registered.
 
+use crate::own_file::{OwnFile, identity};
 use crate::plugin::{Plugin, options};
 use crate::proto::deviceplugin::RegisterRequest;
 use crate::proto::deviceplugin::device_plugin_server::DevicePluginServer;
 use crate::proto::deviceplugin::registration_client::RegistrationClient;
 use anyhow::Context;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,7 +69,6 @@ impl Registration {
                 _ = stopped.changed() => {}
             }
         }
-        let _ = std::fs::remove_file(self.own_socket());
     }
 
     fn own_socket(&self) -> PathBuf {
@@ -85,6 +84,7 @@ impl Registration {
         let own = self.own_socket();
         remove_if_there(&own).with_context(|| own.display().to_string())?;
         let listener = UnixListener::bind(&own).with_context(|| own.display().to_string())?;
+        let own = OwnFile::made(own);
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
         let server = Server::builder().add_service(DevicePluginServer::from_arc(plugin)).serve_with_incoming_shutdown(
             UnixListenerStream::new(listener),
@@ -99,19 +99,22 @@ impl Registration {
         if tokio::time::timeout(Duration::from_millis(200), &mut server).await.is_err() {
             server.abort();
         }
+        // An agent that came after this one may have its own socket there.
+        if let Err(error) = own.remove() {
+            tracing::warn!(resource = self.resource, %error, "the socket cannot be removed");
+        }
         outcome
     }
 
     async fn register_and_watch(
         &self,
-        own: &Path,
+        own: &OwnFile,
         registered: &watch::Sender<bool>,
         stopped: &mut watch::Receiver<bool>,
     ) -> anyhow::Result<Turn> {
         let kubelet = self.directory.join(KUBELET_SOCKET);
         // Before registering, so that a restart in between is seen.
-        let identity = inode(&kubelet);
-        let ours = inode(own);
+        let before = identity(&kubelet);
         self.register(&kubelet).await?;
         registered.send_replace(true);
         tracing::info!(resource = self.resource, "registered");
@@ -123,10 +126,10 @@ impl Registration {
             if *stopped.borrow() {
                 return Ok(Turn::Stopped);
             }
-            if inode(&kubelet) != identity {
+            if identity(&kubelet) != before {
                 return Ok(Turn::Again("the kubelet was restarted"));
             }
-            if inode(own) != ours {
+            if own.is_gone() {
                 return Ok(Turn::Again("our socket was removed"));
             }
         }
@@ -163,12 +166,6 @@ pub(crate) fn chain(error: &dyn std::error::Error) -> String {
         cause = error.source();
     }
     text
-}
-
-/// What tells a socket from a later one of the same name: inode numbers are reused, times of creation are not.
-fn inode(path: &Path) -> Option<(u64, i64, i64)> {
-    let metadata = std::fs::metadata(path).ok()?;
-    Some((metadata.ino(), metadata.ctime(), metadata.ctime_nsec()))
 }
 
 fn remove_if_there(path: &Path) -> io::Result<()> {

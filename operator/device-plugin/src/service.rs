@@ -7,6 +7,7 @@
 use crate::clock::Clock;
 use crate::holders::HolderSource;
 use crate::metering::{Metering, refused};
+use crate::own_file::OwnFile;
 use joulecast_meter::slot::{Answer, MAX_REQUEST_BYTES, Refusal, Request};
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -16,6 +17,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::watch;
+use tokio::time::MissedTickBehavior;
 
 /// Connections that a slot may have.
 pub const MAX_CONNECTIONS: usize = 128;
@@ -114,15 +117,24 @@ impl crate::plugin::OnAllocate for Service {
     }
 }
 
+/// The socket of a slot.
+#[derive(Debug)]
+pub struct SlotSocket {
+    directory: PathBuf,
+    name: String,
+    listener: UnixListener,
+    file: OwnFile,
+}
+
 /// Makes the socket of a slot. The directory stays the same for as long as the node is up: a container that sees it sees
 /// the socket of a restarted agent too.
 ///
 /// # Errors
 /// As the system gives them.
-pub fn listen(directory: &Path, socket: &str) -> io::Result<UnixListener> {
+pub fn listen(directory: &Path, name: &str) -> io::Result<SlotSocket> {
     std::fs::create_dir_all(directory)?;
     std::fs::set_permissions(directory, std::fs::Permissions::from_mode(0o755))?;
-    let path = directory.join(socket);
+    let path = directory.join(name);
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -130,15 +142,37 @@ pub fn listen(directory: &Path, socket: &str) -> io::Result<UnixListener> {
     let listener = UnixListener::bind(&path)?;
     // Any user of the pod that holds the slot; nobody else sees the directory.
     std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o666))?;
-    Ok(listener)
+    Ok(SlotSocket { directory: directory.to_owned(), name: name.to_owned(), listener, file: OwnFile::made(path) })
 }
 
-/// Serves a slot for ever.
-pub async fn serve(service: Arc<Service>, slot: String, listener: UnixListener) {
+/// How often is looked whether a slot's socket is still there.
+const LOOK: Duration = Duration::from_millis(500);
+
+/// Serves a slot until `stopped` says so, and removes its socket then. A socket that somebody removed is made anew; one
+/// that another agent put in its place is left to that one.
+pub async fn serve(service: Arc<Service>, slot: String, mut socket: SlotSocket, mut stopped: watch::Receiver<bool>) {
     let connections = Arc::new(AtomicUsize::new(0));
     let pace = Arc::new(Mutex::new(Pace::default()));
+    let mut look = tokio::time::interval(LOOK);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let stream = match listener.accept().await {
+        let accepted = tokio::select! {
+            _ = stopped.wait_for(|stopped| *stopped) => break,
+            _ = look.tick() => {
+                if socket.file.is_gone() {
+                    match listen(&socket.directory, &socket.name) {
+                        Ok(anew) => {
+                            tracing::warn!(slot, "the socket was removed: there is a new one");
+                            socket = anew;
+                        }
+                        Err(error) => tracing::warn!(slot, %error, "the socket was removed, and there can be no new one"),
+                    }
+                }
+                continue;
+            }
+            accepted = socket.listener.accept() => accepted,
+        };
+        let stream = match accepted {
             Ok((stream, _)) => stream,
             Err(error) => {
                 // Too many open files, for example: wait until some are closed.
@@ -158,6 +192,9 @@ pub async fn serve(service: Arc<Service>, slot: String, listener: UnixListener) 
                 tracing::debug!(slot, %error, "a connection ended");
             }
         });
+    }
+    if let Err(error) = socket.file.remove() {
+        tracing::warn!(slot, %error, "the socket cannot be removed");
     }
 }
 

@@ -1,6 +1,8 @@
-//! The slots that a node has: one for each processor package, whether it has a meter or not.
+//! The slots that a node has: one for each processor package, whether it has a meter or not; those of GPUs come from
+//! [`crate::gpus`].
 
 use joulecast_meter::topology::Package;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 /// One slot: what one pod at a time may hold.
@@ -12,8 +14,30 @@ pub struct Slot {
     pub numa_nodes: Vec<u32>,
     /// CPUs of its package.
     pub cpus: Vec<u32>,
+    /// What is given with it, if it is a GPU or an instance of one.
+    pub device: Option<Device>,
+    /// How near other slots are, by their identity; what is not here is far.
+    pub near: BTreeMap<String, u32>,
     /// Why it must not be given out, if so.
     pub unhealthy: Option<String>,
+}
+
+/// A GPU or MIG instance that is given with its slot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Device {
+    /// `GPU-...` or `MIG-...`.
+    pub uuid: String,
+    /// How it gets into the container.
+    pub access: Access,
+}
+
+/// How a device gets into a container.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Access {
+    /// As device nodes, by their paths.
+    Nodes(Vec<String>),
+    /// By its name in the Container Device Interface: `vendor/class=device`.
+    Cdi(String),
 }
 
 /// Identity of the slot of a package.
@@ -29,6 +53,8 @@ pub fn cpu_slots(packages: &[Package]) -> Vec<Slot> {
         id: cpu_slot_id(package.id),
         numa_nodes: package.numa_nodes.clone(),
         cpus: package.cpus.clone(),
+        device: None,
+        near: BTreeMap::new(),
         unhealthy: None,
     };
     packages.iter().map(slot).collect()

@@ -6,19 +6,23 @@
 //! Invariants: the plan depends neither on the order of requests nor on that of candidates; the same input gives the same
 //! plan bit for bit; no plan is returned whose limits were not checked against the workload.
 
+mod along;
 mod assignment;
 mod band;
 mod baselines;
 mod bend;
 mod certificate;
 mod classes;
+mod contest;
 mod core;
 mod enumerate;
 mod exact;
 mod fixed;
+mod grid;
 mod interior;
 mod limits;
 mod moments;
+mod newton;
 mod problem;
 mod repair;
 mod rows;
@@ -29,6 +33,7 @@ mod tally;
 mod transport;
 mod workload;
 
+pub use along::Along;
 pub use assignment::Assignment;
 pub use baselines::{Baseline, baselines};
 pub use moments::Moments;
@@ -38,6 +43,7 @@ pub use workload::{REQUESTS_LIMIT, TOKENS_LIMIT, Workload, WorkloadError};
 use crate::units::{Joules, Seconds, Tokens};
 use problem::Ground;
 use rows::Rows;
+use tally::Load;
 
 /// What became of a problem.
 #[derive(Debug, Clone)]
@@ -125,6 +131,8 @@ struct Draft {
     slack: f64,
     proof: Proof,
     branched: bool,
+    /// What each candidate is given, added up from the workload.
+    loads: Vec<Load>,
 }
 
 /// Plans a workload. `start` are the prices of an earlier plan for the same candidates, in the problem's order: they save
@@ -159,15 +167,14 @@ pub fn solve(
 
 /// Adds up what a draft's assignment takes.
 fn finish(ground: &Ground<'_>, draft: Draft) -> Plan {
-    let Draft { mut assignment, prices, slack, proof, branched } = draft;
-    let loads = tally::loads(ground, &assignment);
+    let Draft { mut assignment, prices, slack, proof, branched, loads } = draft;
     let sum = |of: &dyn Fn(usize) -> f64| (0..ground.len()).map(of).sum::<f64>();
     let paid = |k: usize| loads[k].all.count > 0;
     let weighted = sum(&|k| ground.candidates[k].accuracy * loads[k].all.tokens() as f64);
     let energy = sum(&|k| loads[k].energy);
     let setups = sum(&|k| if paid(k) { ground.setup[k] } else { 0.0 });
     let objective = ground.energy_weight() * energy - ground.accuracy_weight() * weighted + setups;
-    let magnitude = sum(&|k| loads[k].magnitude) + setups;
+    let gap = if slack == 0.0 { 0.0 } else { slack / (tally::magnitude(ground, &assignment) + setups) };
     let tokens = ground.workload.moments().tokens();
     let mut placements = vec![None; ground.len()];
     for (k, load) in loads.iter().enumerate() {
@@ -182,7 +189,7 @@ fn finish(ground: &Ground<'_>, draft: Draft) -> Plan {
         normalisers: ground.normalisers,
         objective,
         lower_bound: objective - slack,
-        gap: if slack == 0.0 { 0.0 } else { slack / magnitude },
+        gap,
         energy: Joules(energy),
         runtime: Seconds(sum(&|k| loads[k].runtime)),
         accuracy: (tokens > 0).then(|| weighted / tokens as f64),

@@ -4,7 +4,7 @@ use super::plan::{Input, Output, baselines_json, figures, refuse};
 use crate::plot;
 use anyhow::{Context, Result};
 use clap::Args;
-use joulecast_planner::plan::{Outcome, Plan, Problem, ProblemError, Workload, baselines, solve};
+use joulecast_planner::plan::{Along, Outcome, Plan, Problem, ProblemError, Workload, baselines, solve};
 use serde_json::{Value, json};
 use std::io::{Write, stderr};
 use std::path::PathBuf;
@@ -120,14 +120,15 @@ impl Sweep {
         started: Instant,
     ) -> Result<Vec<Swept>, ProblemError> {
         let patience = self.input.patience();
-        let mut prices: Option<Vec<f64>> = None;
+        let mut along = Along::default();
         let mut swept = vec![];
         for i in 0..self.points {
             let zeta = f64::from(i) / f64::from(self.points - 1);
             let begun = Instant::now();
-            let outcome = solve(workload, &problem(zeta), prices.as_deref(), &|| started.elapsed() > patience)?;
+            let start = along.start(zeta);
+            let outcome = solve(workload, &problem(zeta), start.as_deref(), &|| started.elapsed() > patience)?;
             if let Outcome::Planned(plan) = &outcome {
-                prices = Some(plan.placements.iter().map(|p| p.price).collect());
+                along.add(zeta, plan);
             }
             swept.push(Swept { zeta, outcome, seconds: begun.elapsed().as_secs_f64() });
         }

@@ -13,7 +13,7 @@ use crate::progress::ProgressKey;
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::names::{
     CONTAINER, ENV_POD_NAME, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_ATTEMPT, LABEL_CONFIGURATION,
-    LABEL_DEVICE_CLASS, LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, LABEL_TASK, PROGRESS_PORT, RESOURCE_CPU, RESOURCE_CUDA,
+    LABEL_DEVICE_CLASS, LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, LABEL_TASK, PROGRESS_PORT,
 };
 use joulecast_crds::run_spec::{Assignment, RunIdentity, RunSpec, Task, VERSION};
 use joulecast_crds::{DeviceClass, InferenceJob};
@@ -264,17 +264,10 @@ pub(crate) fn affinity(class: DeviceClass) -> Affinity {
 
 fn resources(launch: &Launch, job: &ValidJob, config: &Config) -> ResourceRequirements {
     let mut resources = job.pod.resources.clone().unwrap_or_else(|| config.pod_defaults.resources.clone());
-    let class = launch.chosen.device_class;
     // Whoever merges computes nothing.
-    let slot = match class {
-        _ if launch.task == Task::Merge => None,
-        // Without a slot the pod would see no GPU.
-        DeviceClass::Cuda => Some(RESOURCE_CUDA),
-        // Without a slot it runs, and estimates its energy.
-        DeviceClass::Cpu => config.slots.contains(&class).then_some(RESOURCE_CPU),
-    };
-    if let Some(slot) = slot {
-        resources.limits.get_or_insert_default().entry(slot.into()).or_insert_with(|| Quantity("1".into()));
+    let devices = if launch.task == Task::Merge { vec![] } else { config.device_resources(launch.chosen.device_class) };
+    for device in devices {
+        resources.limits.get_or_insert_default().entry(device.into()).or_insert_with(|| Quantity("1".into()));
     }
     resources
 }
@@ -309,6 +302,7 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
         },
         model: launch.chosen.model.clone(),
         model_path: inside(MODEL_DIR, launch.artifact.as_ref().map_or("", |artifact| artifact.path.as_str())),
+        artifact_digest: launch.artifact_digest.clone(),
         engine: launch.chosen.engine,
         provider: launch.chosen.provider,
         device_class: launch.chosen.device_class,
@@ -421,6 +415,7 @@ mod tests {
     use crate::controller::samples::{self, SnapshotBuilder};
     use crate::controller::validate::validate;
     use joulecast_crds::inference_job::InferenceJobSpec;
+    use joulecast_crds::names::{RESOURCE_CPU, RESOURCE_CUDA};
     use joulecast_crds::{EngineName, Provider};
 
     fn built(change: impl FnOnce(&mut InferenceJobSpec), config: &Config) -> Prepared {
@@ -558,7 +553,7 @@ mod tests {
         let mut merging = decision.clone();
         let [ChildAction::Launch(launch)] = &mut merging.children[..] else { panic!("{decision:?}") };
         launch.task = Task::Merge;
-        launch.artifact = None;
+        (launch.artifact, launch.artifact_digest) = (None, None);
         launch.chosen.device_class = DeviceClass::Cuda;
         let prepared = build(&merging);
         let pod = pod(&prepared);

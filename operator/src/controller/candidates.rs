@@ -205,7 +205,7 @@ mod tests {
             (
                 EngineName::Openvino,
                 None,
-                "no artifact in a format that openvino reads (openvino, onnx): add one to InferenceModel demo",
+                "no artifact in a format that openvino reads (openvino): add one to InferenceModel demo",
             ),
             (
                 EngineName::Candle,

@@ -115,6 +115,8 @@ pub struct Launch {
     pub chosen: ChosenConfiguration,
     /// Where its artifact lies; none for the merge.
     pub artifact: Option<ClaimPath>,
+    /// What its files are, if its InferenceModel tells.
+    pub artifact_digest: Option<String>,
     /// Image.
     pub image: String,
     /// When the kubelet pulls it.
@@ -366,6 +368,7 @@ fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, place: Place, config
         _ => None,
     });
     // Whoever merges needs no model.
+    let artifact = artifact.filter(|_| task == Task::Run);
     if artifact.is_none() && task == Task::Run {
         let message = format!(
             "InferenceModel {} no longer has a {} artifact at position {}, on which the job was placed: put it back or delete the job",
@@ -385,7 +388,8 @@ fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, place: Place, config
         place,
         task,
         chosen: chosen.clone(),
-        artifact: artifact.filter(|_| task == Task::Run).map(|artifact| artifact.claim.clone()),
+        artifact: artifact.map(|artifact| artifact.claim.clone()),
+        artifact_digest: artifact.and_then(|artifact| artifact.digest.clone()),
         image: runtime.image.clone(),
         pull_policy: runtime.pull_policy,
         assignment: plan.solved.as_ref().and_then(assignment),

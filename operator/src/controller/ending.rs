@@ -93,8 +93,10 @@ pub fn cause(pod: &Pod, terminated: Option<&ContainerStateTerminated>, failure: 
             "OOMKilled",
             "the run needed more memory than its limit: raise it in spec.podTemplate.resources",
         ),
-        (_, Some(reason @ "ContainerStatusUnknown")) => {
-            infrastructure(reason, "the node does not know how the container ended".to_owned())
+        // The kubelet's word for a container that it lost sight of, and containerd's (with exit code 255) for one whose process
+        // was gone when it came back itself, as after a power cut.
+        (_, Some("ContainerStatusUnknown" | "Unknown")) => {
+            infrastructure("ContainerStatusUnknown", "the node does not know how the container ended".to_owned())
         }
         (code, _) if code == i32::from(exit::DEVICE_LOST) => infrastructure(
             "DeviceLost",
@@ -174,6 +176,12 @@ mod tests {
             (failed(json!({"containerStatuses": exited(137, "OOMKilled")})), false, RunFailed, "OOMKilled"),
             (failed(json!({"containerStatuses": exited(137, "Error")})), false, InfrastructureFailed, "Killed"),
             (failed(json!({"containerStatuses": exited(137, "Error")})), true, InfrastructureFailed, "PodDeleted"),
+            (
+                failed(json!({"containerStatuses": exited(255, "Unknown")})),
+                false,
+                InfrastructureFailed,
+                "ContainerStatusUnknown",
+            ),
             (
                 failed(json!({"containerStatuses": exited(137, "ContainerStatusUnknown")})),
                 false,

@@ -62,7 +62,8 @@ pub fn events(old: &InferenceJobStatus, computed: &Computed) -> Vec<Event> {
         let kind = if planned.reason == "Planning" { EventType::Normal } else { EventType::Warning };
         events.push(event(kind, &planned.reason, &planned.message, "Plan"));
     }
-    if let Some(running) = became(conditions::RUNNING, "True") {
+    // A run that had ended before it was seen is told of by what came out of it.
+    if let Some(running) = became(conditions::RUNNING, "True").filter(|running| running.reason != "Ending") {
         let mut started = event(EventType::Normal, "Started", &running.message, "Run");
         // Starts of different pods are different events, not one that is repeated.
         started.secondary = computed.running.as_ref().map(reference);

@@ -6,13 +6,12 @@ use crate::controller::build::{RUN_AS, affinity, container_security};
 use crate::profile_run::decide::Launch;
 use crate::profile_run::observe::identity;
 use crate::progress::ProgressKey;
+use joulecast_crds::ProfileRun;
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::names::{
-    CONTAINER, ENV_PROGRESS_TOKEN, LABEL_PROFILE_RUN, LABEL_PROFILE_RUN_UID, PROGRESS_PORT, RESOURCE_CPU,
-    RESOURCE_CUDA, exit,
+    CONTAINER, ENV_PROGRESS_TOKEN, LABEL_PROFILE_RUN, LABEL_PROFILE_RUN_UID, PROGRESS_PORT, exit,
 };
 use joulecast_crds::profile_run::{Budget, Grid, Pace, Repetitions};
-use joulecast_crds::{DeviceClass, ProfileRun};
 use k8s_openapi::api::batch::v1::{
     Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyOnPodConditionsPattern,
     PodFailurePolicyRule,
@@ -200,15 +199,9 @@ fn inside(directory: &str, path: &str) -> String {
 fn resources(run: &ProfileRun, config: &Config) -> ResourceRequirements {
     let own = run.spec.pod_template.resources.clone();
     let mut resources = own.unwrap_or_else(|| config.pod_defaults.resources.clone());
-    let class = run.spec.provider.device_class();
-    let slot = match class {
-        // Without a slot the pod would see no GPU.
-        DeviceClass::Cuda => Some(RESOURCE_CUDA),
-        // Without a slot its samples are estimates.
-        DeviceClass::Cpu => config.slots.contains(&class).then_some(RESOURCE_CPU),
-    };
-    if let Some(slot) = slot {
-        resources.limits.get_or_insert_default().entry(slot.into()).or_insert_with(|| Quantity("1".into()));
+    // Without a slot of the agent its samples are estimates.
+    for device in config.device_resources(run.spec.provider.device_class()) {
+        resources.limits.get_or_insert_default().entry(device.into()).or_insert_with(|| Quantity("1".into()));
     }
     resources
 }
@@ -293,7 +286,9 @@ mod tests {
     use crate::controller::samples as jobs;
     use crate::profile_run::decide::{Step, decide};
     use crate::profile_run::samples::Builder;
+    use joulecast_crds::DeviceClass;
     use joulecast_crds::ProfileRunSpec;
+    use joulecast_crds::names::RESOURCE_CPU;
 
     fn built(change: impl FnOnce(&mut ProfileRunSpec), config: &Config) -> Prepared {
         let snapshot = Builder::new().seeded(7).spec(change).build();

@@ -34,7 +34,7 @@ pub enum Loss {
 impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::WentBack => f.write_str("the counter went back and max_energy_range_uj is not readable"),
+            Self::WentBack => f.write_str("the counter went back, and where it wraps is not known"),
             Self::AboveRange => f.write_str("the counter stands above its own max_energy_range_uj"),
             Self::Gap { gap, limit } => {
                 write!(f, "not read for {gap:.1?}: more than one wrap cannot be excluded after {limit:.1?}")

@@ -2,8 +2,9 @@
 //!
 //! In a step of length T a domain's counter moved by E. Of that, idle = min(E, idle power x T); the rest is dynamic. A
 //! package's dynamic energy (and that of its memory) is divided by CPU time: a pod that used c of the node's C CPU-seconds
-//! on that package gets `dynamic * c / C`. A GPU belongs to its holder whole. Idle energy is charged to the holder of the
-//! slot, if there is one, and stands apart.
+//! on that package gets `dynamic * c / C`. A GPU belongs to its holder whole. A GPU in MIG mode has one counter for all its
+//! instances: dynamic energy is divided among those that are held, by their slices, which is an estimate. Idle energy is
+//! charged to the holder of the slot, if there is one, and stands apart.
 //!
 //! Invariant: in every domain and at any moment, moved = idle + net of holders + other pods + system, to one microjoule.
 //! `system` is what was worked for no pod, and the remainders of division.
@@ -20,7 +21,7 @@ mod window;
 pub use window::{Edge, Figure, Metered};
 
 /// How a domain's dynamic energy is divided.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Division {
     /// By CPU time on the package with this index.
     CpuTime {
@@ -29,6 +30,17 @@ pub enum Division {
     },
     /// All of it to the holder of the domain's slot.
     Whole,
+    /// By slices among the slots that are held, idle energy by slices among all.
+    Slices(Vec<Share>),
+}
+
+/// A slot's part of a domain that several slots share.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// The slot.
+    pub slot: String,
+    /// Its slices.
+    pub slices: u64,
 }
 
 /// A domain of energy.
@@ -40,7 +52,8 @@ pub struct Domain {
     pub division: Division,
     /// Whether gross energy counts it; a part of another domain is reported beside.
     pub in_gross: bool,
-    /// The slot whose holder is charged with idle energy, and with everything where the division is [`Division::Whole`].
+    /// The slot whose holder is charged with idle energy, and with everything where the division is [`Division::Whole`];
+    /// empty where several slots share the domain.
     pub slot: String,
     /// More power than it can draw: what implies more is not believed.
     pub max: Milliwatts,
@@ -153,11 +166,14 @@ impl Ledger {
     /// Idle power of all domains that a holder pays the idle energy of; `None` if one of them is not known.
     #[must_use]
     pub fn idle_of(&self, holder: &str) -> Option<Milliwatts> {
-        let own = |account: &&Account| account.domain.in_gross && self.owner(account) == Some(holder);
         self.accounts
             .iter()
-            .filter(own)
-            .try_fold(Milliwatts(0), |sum, account| Some(Milliwatts(sum.0.saturating_add(account.idle?.0))))
+            .filter(|account| account.domain.in_gross)
+            .map(|account| (account, account.domain.part_of(holder, &self.owners)))
+            .filter(|(_, (own, _))| *own > 0)
+            .try_fold(Milliwatts(0), |sum, (account, (own, all))| {
+                Some(Milliwatts(sum.0.saturating_add(account.idle?.0 * own / all)))
+            })
     }
 
     /// Sets the idle power of a domain from the next step on.
@@ -206,26 +222,56 @@ impl Ledger {
         let Some(cpu) = cpu else { return };
         for (account, total) in self.accounts.iter_mut().zip(totals) {
             let Some(total) = *total else { continue };
-            let owner = self.owners.get(&account.domain.slot).map(String::as_str);
             let last = account.last.replace(Last { at, total, cpu: Arc::clone(cpu) });
             let Some(last) = last else { continue };
             let moved = total.saturating_sub(last.total);
             let power = account.idle.unwrap_or_default();
             let idle = power.over(at.saturating_sub(last.at)).0.min(moved);
-            account.books.book(account.domain.division, owner, moved, idle, &last.cpu, cpu);
+            account.books.book(&account.domain, &self.owners, moved, idle, &last.cpu, cpu);
         }
     }
 
-    fn owner(&self, account: &Account) -> Option<&str> {
-        self.owners.get(&account.domain.slot).map(String::as_str)
+    /// Whether a pod holds a slot of a domain, and so is charged with idle energy.
+    #[must_use]
+    pub fn holds(&self, domain: &Domain, holder: &str) -> bool {
+        domain.part_of(holder, &self.owners).0 > 0
+    }
+
+    /// Whether anybody holds a slot of a domain.
+    #[must_use]
+    pub fn is_held(&self, domain: &Domain) -> bool {
+        domain.slots().any(|slot| self.owners.contains_key(slot))
+    }
+}
+
+impl Domain {
+    /// The slots whose holders are charged with its idle energy.
+    pub fn slots(&self) -> impl Iterator<Item = &str> {
+        let (one, several): (_, &[Share]) = match &self.division {
+            Division::Slices(shares) => (None, shares),
+            Division::CpuTime { .. } | Division::Whole => (Some(self.slot.as_str()), &[]),
+        };
+        one.into_iter().chain(several.iter().map(|share| share.slot.as_str()))
+    }
+
+    /// The part of the domain whose slots a pod holds: so many of so many.
+    fn part_of(&self, holder: &str, owners: &BTreeMap<String, String>) -> (u64, u64) {
+        let held = |slot: &str| owners.get(slot).is_some_and(|owner| owner == holder);
+        match &self.division {
+            Division::Slices(shares) => {
+                let own = shares.iter().filter(|share| held(&share.slot)).map(|share| share.slices).sum();
+                (own, shares.iter().map(|share| share.slices).sum::<u64>().max(1))
+            }
+            Division::CpuTime { .. } | Division::Whole => (u64::from(held(&self.slot)), 1),
+        }
     }
 }
 
 impl Books {
     fn book(
         &mut self,
-        division: Division,
-        owner: Option<&str>,
+        domain: &Domain,
+        owners: &BTreeMap<String, String>,
         moved: u64,
         idle: u64,
         before: &CpuTimes,
@@ -234,13 +280,15 @@ impl Books {
         let dynamic = moved - idle;
         self.moved += moved;
         self.idle += idle;
+        let owner = owners.get(&domain.slot);
         if let Some(owner) = owner {
             self.charge(owner).idle += idle;
         }
-        match (division, owner) {
+        match (&domain.division, owner) {
             (Division::Whole, Some(owner)) => self.charge(owner).net += dynamic,
             (Division::Whole, None) => self.system += dynamic,
-            (Division::CpuTime { package }, _) => {
+            (Division::Slices(shares), _) => self.book_slices(shares, owners, dynamic, idle),
+            (&Division::CpuTime { package }, _) => {
                 let used = |now: &PackageTimes, before: &PackageTimes| {
                     let at = |times: &PackageTimes| times.get(package).copied().unwrap_or(0);
                     at(now).saturating_sub(at(before))
@@ -264,6 +312,23 @@ impl Books {
                 self.system += system;
             }
         }
+    }
+
+    /// Dynamic energy goes to those who hold slots, by their slices; without any, to the system. Of idle energy each pays for
+    /// its slices of all: what belongs to slots that nobody holds is charged to nobody.
+    fn book_slices(&mut self, shares: &[Share], owners: &BTreeMap<String, String>, dynamic: u64, idle: u64) {
+        let held: Vec<(&String, u64)> =
+            shares.iter().filter_map(|share| Some((owners.get(&share.slot)?, share.slices))).collect();
+        let weights: Vec<u64> = held.iter().map(|(_, slices)| *slices).collect();
+        let all: u64 = shares.iter().map(|share| share.slices).sum();
+        let (net, system) = divide(dynamic, &weights, weights.iter().sum());
+        let (of_idle, _) = divide(idle, &weights, all);
+        for ((owner, _), (net, idle)) in held.iter().zip(net.iter().zip(&of_idle)) {
+            let charge = self.charge(owner);
+            charge.net += net;
+            charge.idle += idle;
+        }
+        self.system += system;
     }
 
     fn charge(&mut self, holder: &str) -> &mut Charge {

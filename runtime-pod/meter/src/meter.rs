@@ -36,6 +36,10 @@ pub trait Meter: Send {
     fn notes(&self) -> Vec<String>;
     /// Reads. `now` is monotonic; a call more often than the hardware updates is harmless.
     fn sample(&mut self, now: Duration) -> Totals;
+    /// Why the device that is metered is lost, if the meter knows that it is.
+    fn device_lost(&self) -> Option<&str> {
+        None
+    }
     /// Reads for the last time, and may take its time to get a reading.
     fn finish(&mut self, now: Duration) -> Totals {
         self.sample(now)

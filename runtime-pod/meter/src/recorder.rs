@@ -96,6 +96,12 @@ impl Recorder {
         self.meter.describe()
     }
 
+    /// Why the device is lost, as of the last sample.
+    #[must_use]
+    pub fn device_lost(&self) -> Option<&str> {
+        self.meter.device_lost()
+    }
+
     /// Gross energy from the window's begin to `now`.
     pub fn gross(&mut self, now: Duration) -> Option<Microjoules> {
         let totals = self.meter.sample(now);

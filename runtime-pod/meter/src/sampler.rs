@@ -64,6 +64,12 @@ impl Sampler {
         recorder.as_mut()?.gross((self.clock)())
     }
 
+    /// Why the device is lost, as of the last sample; `None` while it is not known to be, and once the window was finished.
+    #[must_use]
+    pub fn device_lost(&self) -> Option<String> {
+        lock(&self.inner.recorder).as_ref()?.device_lost().map(str::to_owned)
+    }
+
     /// The window's totals so far; `None` once it was finished.
     #[must_use]
     pub fn so_far(&self) -> Option<SoFar> {

@@ -98,6 +98,9 @@ pub struct WindowEnergy {
     /// What a reader must know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// Why the pod's GPU is of no use any more, if so: it is lost, or told of an error that it does not recover from.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device_lost: Option<String>,
 }
 
 /// Whether a window's figures are whole.

@@ -9,16 +9,16 @@
 mod forward;
 mod ops;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use candle_core::{Device, Tensor};
 
 use super::config::ModelConfig;
-use super::gguf::weights::GgufWeights;
+use super::gguf::{self, weights::GgufWeights};
 use super::slots::Slots;
 use super::weights::{Checkpoint, Source, Values};
-use super::{Dtype, Engine, EngineError, EngineInfo, EngineName, Float, LoadOptions, Provider, SlotToken, Work, size};
+use super::{Dtype, Engine, EngineError, EngineInfo, EngineName, Float, LoadOptions, Provider, SlotToken, size};
 use crate::cpu::Kernels;
 use crate::cpu::attention::{KvCache, Rope, Row};
 use crate::cpu::packed::Bits;
@@ -76,7 +76,7 @@ impl CandleEngine {
             threads: kernels.pool.threads(),
             weight_bytes,
             kv_bytes_per_token,
-            work: Some(work(&config, step_weight_bytes)),
+            work: Some(config.work(step_weight_bytes)),
             isa: Some(kernels.isa.to_string()),
         };
         let model = read_model(&mut *files, config, form, kernels, context)?;
@@ -133,44 +133,24 @@ fn failed(error: candle_core::Error) -> EngineError {
     EngineError::Compute(error.to_string())
 }
 
-/// What a step costs.
-fn work(config: &ModelConfig, step_weight_bytes: u64) -> Work {
-    let ModelConfig { hidden, intermediate, layers, vocab, heads, kv_heads, head_dim, .. } = *config;
-    let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-    Work {
-        step_weight_bytes,
-        block_flops_per_token: (2 * layers * (hidden * (q + 2 * kv) + q * hidden + 3 * hidden * intermediate)) as u64,
-        output_flops_per_row: (2 * hidden * vocab) as u64,
-        attention_flops_per_position: (4 * layers * q) as u64,
-    }
-}
-
 /// The model's files, and what they say of it: `config.json` with safetensors, or one GGUF file.
 fn open(dir: &Path) -> Result<(Box<dyn Source>, ModelConfig), EngineError> {
-    let fail = |problem: String| EngineError::Model { path: dir.to_owned(), problem };
     let safetensors = ["model.safetensors", "model.safetensors.index.json"].iter().any(|name| dir.join(name).exists());
-    let mut gguf: Vec<PathBuf> = match std::fs::read_dir(dir) {
-        Ok(entries) => {
-            entries.flatten().map(|e| e.path()).filter(|p| p.extension().is_some_and(|e| e == "gguf")).collect()
-        }
-        Err(e) => return Err(fail(format!("{e}; --model must name a directory with the model's files"))),
-    };
-    gguf.sort();
-    match &gguf[..] {
-        [] => {
+    match gguf::contents::only_file(dir)? {
+        None => {
             let config = ModelConfig::read(dir)?;
             Ok((Box::new(Checkpoint::open(dir)?), config))
         }
-        [file] if !safetensors => {
-            let (files, config) = GgufWeights::open(file)?;
+        Some(file) if safetensors => Err(EngineError::Model {
+            path: dir.to_owned(),
+            problem: format!(
+                "it holds safetensors and {}: it is not clear which is meant; keep one of them",
+                file.display()
+            ),
+        }),
+        Some(file) => {
+            let (files, config) = GgufWeights::open(&file)?;
             Ok((Box::new(files), config))
-        }
-        [file, ..] if safetensors => Err(fail(format!(
-            "it holds safetensors and {}: it is not clear which is meant; keep one of them",
-            file.display()
-        ))),
-        several => {
-            Err(fail(format!("it holds {} GGUF files; keep one (a file split in parts must be merged)", several.len())))
         }
     }
 }

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Map, Value};
 
-use super::EngineError;
+use super::{EngineError, Work};
 
 /// Largest `config.json` that is read, in bytes.
 const MAX_CONFIG_BYTES: u64 = 1 << 20;
@@ -121,6 +121,19 @@ impl ModelConfig {
         let mlp = 3 * hidden * intermediate + bias(self.mlp_bias, 2 * intermediate + hidden);
         let ends = vocab * hidden * if self.tied { 1 } else { 2 } + hidden;
         (layers * (attention + mlp + 2 * hidden) + ends) as u64
+    }
+
+    /// What one step costs, for weights of which a step reads `step_weight_bytes`.
+    pub fn work(&self, step_weight_bytes: u64) -> Work {
+        let Self { hidden, intermediate, layers, vocab, heads, kv_heads, head_dim, .. } = *self;
+        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
+        let block = hidden * (q + 2 * kv) + q * hidden + 3 * hidden * intermediate;
+        Work {
+            step_weight_bytes,
+            block_flops_per_token: (2 * layers * block) as u64,
+            output_flops_per_row: (2 * hidden * vocab) as u64,
+            attention_flops_per_position: (4 * layers * q) as u64,
+        }
     }
 
     /// Rotary angular frequencies, one for each pair of a head's values, as transformers computes them in f32.

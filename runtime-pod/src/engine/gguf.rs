@@ -3,6 +3,7 @@
 //! Nothing is allocated by what a file claims before the file is known to be long enough for it.
 
 pub mod config;
+pub mod contents;
 pub mod weights;
 
 use std::collections::HashMap;
@@ -65,42 +66,42 @@ impl Kind {
         }
     }
 
-    /// Values of a block, and its bytes; `None` where not implemented.
-    const fn block(self) -> Option<(u64, u64)> {
+    /// Values of a block, and its bytes; `None` of a type that is not known.
+    fn block(self) -> Option<(u64, u64)> {
         match self {
             Self::F32 => Some((1, 4)),
             Self::F16 | Self::Bf16 => Some((1, 2)),
             Self::Q8_0 => Some((32, 34)),
             Self::Q4_0 => Some((32, 18)),
-            Self::Other(_) => None,
+            Self::Other(n) => OTHERS.iter().find(|other| other.0 == n).map(|other| (other.2, other.3)),
         }
     }
 
     fn name(self) -> String {
-        // The names of ggml's types that files are often made of.
-        const NAMES: [(u32, &str); 8] = [
-            (3, "q4_1"),
-            (6, "q5_0"),
-            (7, "q5_1"),
-            (10, "q2_K"),
-            (11, "q3_K"),
-            (12, "q4_K"),
-            (13, "q5_K"),
-            (14, "q6_K"),
-        ];
         match self {
             Self::F32 => "f32".into(),
             Self::F16 => "f16".into(),
             Self::Bf16 => "bf16".into(),
             Self::Q8_0 => "q8_0".into(),
             Self::Q4_0 => "q4_0".into(),
-            Self::Other(n) => NAMES
-                .iter()
-                .find(|(number, _)| *number == n)
-                .map_or(format!("number {n}"), |(_, name)| (*name).to_owned()),
+            Self::Other(n) => {
+                OTHERS.iter().find(|other| other.0 == n).map_or(format!("number {n}"), |other| other.1.to_owned())
+            }
         }
     }
 }
+
+/// ggml's further types that files are often made of: number, name, values of a block, and its bytes.
+const OTHERS: [(u32, &str, u64, u64); 8] = [
+    (3, "q4_1", 32, 20),
+    (6, "q5_0", 32, 22),
+    (7, "q5_1", 32, 24),
+    (10, "q2_K", 256, 84),
+    (11, "q3_K", 256, 110),
+    (12, "q4_K", 256, 144),
+    (13, "q5_K", 256, 176),
+    (14, "q6_K", 256, 210),
+];
 
 /// Where a tensor lies.
 #[derive(Debug, Clone)]

@@ -11,8 +11,9 @@ mod session;
 
 use std::path::Path;
 
+use super::rows::Rows;
 use super::slots::Slots;
-use super::{Dtype, Engine, EngineError, EngineInfo, EngineName, LoadOptions, Provider, SlotToken, size};
+use super::{Engine, EngineError, EngineInfo, EngineName, LoadOptions, Provider, SlotToken, size};
 use artifact::Artifact;
 use session::{Cache, Session};
 
@@ -42,10 +43,11 @@ impl OnnxEngine {
         let (slots, threads) = size::slots_and_threads(options)?;
         let path = options.model_dir.join(FILE);
         let weight_bytes = artifact_bytes(&options.model_dir, &path)?;
+        size::fits(weight_bytes, 0, slots, 0)?;
         let library = library::library()?;
         let session = session::open(&library.environment, &path, threads)?;
         let artifact = Artifact::read(&session, &path)?;
-        matches_request(options.dtype, artifact.dtype)?;
+        size::dtype(options.dtype, artifact.dtype)?;
         let context = size::context(options.max_context, artifact.max_positions)?;
         let kv_bytes_per_token =
             (artifact.layers * 2 * artifact.kv_heads * artifact.head_dim * size_of::<f32>()) as u64;
@@ -153,53 +155,6 @@ impl Engine for OnnxEngine {
     }
 }
 
-/// Which row of the cache each slot's sequence lies in.
-struct Rows {
-    row: Vec<Option<usize>>,
-    slot: Vec<Option<usize>>,
-}
-
-impl Rows {
-    fn new(slots: usize) -> Self {
-        Self { row: vec![None; slots], slot: vec![None; slots] }
-    }
-
-    /// The slot's row; the first free one if it has none yet.
-    fn claim(&mut self, slot: usize) -> usize {
-        if let Some(row) = self.row[slot] {
-            return row;
-        }
-        // There are as many rows as slots, so a slot without a row leaves one free.
-        let row = self.slot.iter().position(Option::is_none).unwrap_or(slot);
-        (self.row[slot], self.slot[row]) = (Some(row), Some(slot));
-        row
-    }
-
-    /// The row of a slot that has claimed one.
-    fn of(&self, slot: usize) -> usize {
-        self.row[slot].unwrap_or(slot)
-    }
-
-    fn slot_in(&self, row: usize) -> Option<usize> {
-        self.slot[row]
-    }
-
-    fn swap(&mut self, a: usize, b: usize) {
-        self.slot.swap(a, b);
-        for row in [a, b] {
-            if let Some(slot) = self.slot[row] {
-                self.row[slot] = Some(row);
-            }
-        }
-    }
-
-    fn release(&mut self, slot: usize) {
-        if let Some(row) = self.row.get_mut(slot).and_then(Option::take) {
-            self.slot[row] = None;
-        }
-    }
-}
-
 /// Bytes of the model's files: `model.onnx` and what lies beside it under names that begin so.
 fn artifact_bytes(dir: &Path, path: &Path) -> Result<u64, EngineError> {
     let fail = |problem: String| EngineError::Model { path: path.to_owned(), problem };
@@ -216,44 +171,4 @@ fn artifact_bytes(dir: &Path, path: &Path) -> Result<u64, EngineError> {
         }
     }
     Ok(bytes)
-}
-
-/// An artifact's weights are what they are.
-fn matches_request(wanted: Option<Dtype>, dtype: Dtype) -> Result<(), EngineError> {
-    match wanted.filter(|wanted| *wanted != dtype) {
-        None => Ok(()),
-        Some(wanted) => Err(EngineError::Option {
-            option: "--dtype",
-            problem: format!(
-                "the artifact's weights are {dtype}, not {wanted}; leave the option out, or choose another artifact"
-            ),
-        }),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    proptest! {
-        #[test]
-        fn rows_and_slots_stay_each_others_inverse(steps in proptest::collection::vec((0..3u8, 0..6usize, 0..6usize), 0..60)) {
-            let mut rows = Rows::new(6);
-            for (what, a, b) in steps {
-                match what {
-                    0 => { rows.claim(a); }
-                    1 => rows.release(a),
-                    _ => rows.swap(a, b),
-                }
-                for slot in 0..6 {
-                    if let Some(row) = rows.row[slot] {
-                        prop_assert_eq!(rows.slot[row], Some(slot));
-                    }
-                }
-                let used = |of: &[Option<usize>]| of.iter().flatten().count();
-                prop_assert_eq!(used(&rows.row), used(&rows.slot));
-            }
-        }
-    }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use super::{DEFAULT_MAX_CONTEXT, EngineError, LoadOptions};
+use super::{DEFAULT_MAX_CONTEXT, Dtype, EngineError, LoadOptions};
 use crate::memory;
 
 /// Sequences in flight, at most.
@@ -56,4 +56,17 @@ pub(super) fn fits(weights: u64, kv_per_token: u64, slots: usize, context: usize
             mib(free)
         ),
     })
+}
+
+/// Of engines that take an artifact's weights as they are: refuses another type.
+pub(super) fn dtype(wanted: Option<Dtype>, found: Dtype) -> Result<(), EngineError> {
+    match wanted.filter(|wanted| *wanted != found) {
+        None => Ok(()),
+        Some(wanted) => Err(EngineError::Option {
+            option: "--dtype",
+            problem: format!(
+                "the artifact's weights are {found}, not {wanted}; leave the option out, or choose another artifact"
+            ),
+        }),
+    }
 }

@@ -79,6 +79,11 @@ pub enum RunFailure {
         /// The first of them.
         line: u64,
     },
+    /// The slot's device is lost.
+    #[error(
+        "the device went away under the run: {0}; a new attempt on another one goes on from the results that are there"
+    )]
+    DeviceLost(String),
     /// It was asked to stop.
     #[error("stopped on request; a new attempt goes on from the results that are there")]
     Stopped,
@@ -114,6 +119,7 @@ impl RunFailure {
             Self::Assignment(_) => "AssignmentInvalid",
             Self::OtherRun { .. } => "OptionInvalid",
             Self::ResultsMissing { .. } => "ResultsMissing",
+            Self::DeviceLost(_) => "DeviceLost",
             Self::Stopped => "Stopped",
             Self::Superseded => "Superseded",
         }
@@ -124,6 +130,7 @@ impl RunFailure {
     pub fn exit_code(&self) -> u8 {
         match self.reason() {
             "Stopped" | "Superseded" => exit::STOPPED,
+            "DeviceLost" => exit::DEVICE_LOST,
             "EngineUnavailable" | "ModelInvalid" | "OptionInvalid" | "OutputExists" | "MeterUnavailable" => {
                 exit::INVALID
             }

@@ -1,10 +1,13 @@
-//! What happens beside a metered run: its journal grows, what it wrote is synced, and it is told when it is superseded.
+//! What happens beside a metered run: its journal grows, what it wrote is synced, and it is told when it is superseded or
+//! when the node agent says that its device is lost.
 
 use super::journal::{Entry, INTERVAL, Journal};
 use super::{RunFailure, Surroundings, Work};
 use crate::batch_file::parts::{Attempt, Parts};
+use crate::engine::EngineError;
 use crate::fail_point;
 use crate::progress::Own;
+use joulecast_crds::DeviceClass;
 use joulecast_crds::report::{EnergySource, JournalTotals};
 use joulecast_meter::{Microjoules, Recording, Sampler, SoFar, Source};
 use std::fs::File;
@@ -17,6 +20,9 @@ const ROUND: u32 = 10;
 /// Every so many entries, what goes to a bucket is shipped: every second.
 const SHIPMENT: u32 = 2;
 
+/// How often the agent is given time to find out that a GPU is lost.
+const AGENT_LOOKS: u32 = 4;
+
 /// See the module.
 pub(super) struct Watch<'a> {
     parts: &'a Parts,
@@ -28,11 +34,13 @@ pub(super) struct Watch<'a> {
     over: Mutex<bool>,
     bell: Condvar,
     superseded: AtomicBool,
+    /// Whether the run is on a GPU.
+    on_gpu: bool,
 }
 
 impl<'a> Watch<'a> {
     pub(super) fn new(work: &'a Work<'a>, sampler: &'a Sampler, records: Option<&'a File>) -> Self {
-        let Work { run: _, around, parts, attempt, journal } = *work;
+        let Work { run, around, parts, attempt, journal } = *work;
         Self {
             parts,
             attempt,
@@ -43,6 +51,7 @@ impl<'a> Watch<'a> {
             over: Mutex::new(false),
             bell: Condvar::new(),
             superseded: AtomicBool::new(false),
+            on_gpu: run.device_class == DeviceClass::Cuda,
         }
     }
 
@@ -60,7 +69,30 @@ impl<'a> Watch<'a> {
         });
         match result {
             Err(RunFailure::Stopped) if self.superseded.load(Ordering::SeqCst) => Err(RunFailure::Superseded),
-            result => result,
+            Err(failure) => Err(self.blamed(failure)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Says of a failure that a lost device can have caused whether it did.
+    fn blamed(&self, failure: RunFailure) -> RunFailure {
+        let failed = matches!(failure, RunFailure::Engine(EngineError::Compute(_)) | RunFailure::Panicked(_));
+        if !failed && !matches!(failure, RunFailure::Stopped) {
+            return failure;
+        }
+        // A call that fails may be quicker than the agent's next look at the GPU.
+        for _ in 0..if failed && self.on_gpu { AGENT_LOOKS } else { 0 } {
+            if self.sampler.device_lost().is_some() {
+                break;
+            }
+            self.around.stop.wait(INTERVAL);
+        }
+        match self.sampler.device_lost() {
+            Some(why) => {
+                tracing::error!(%failure, why, "the device is lost");
+                RunFailure::DeviceLost(why)
+            }
+            None => failure,
         }
     }
 
@@ -86,6 +118,10 @@ impl<'a> Watch<'a> {
         if let Some(so_far) = self.sampler.so_far() {
             let totals = running(so_far, self.sampler.source(), self.around.progress.own());
             self.journal.write(&Entry::Running(totals))?;
+        }
+        if let Some(why) = self.sampler.device_lost().filter(|_| !self.around.stop.halted()) {
+            tracing::error!(why, "the device is lost: this attempt ends");
+            self.around.stop.request();
         }
         if let Some(mirror) = self.parts.mirror().filter(|_| shipment) {
             if self.records.is_some() {

@@ -2,6 +2,7 @@
 
     python make_golden.py tiny     # the tiny random models and their golden.json
     python make_golden.py onnx     # model.onnx in some of them, and tiny-gpt-neox, which has nothing else (runs with tools/requirements.txt)
+    python make_golden.py openvino # model.xml and model.bin beside those (runs with tools/requirements.txt)
     python make_golden.py gguf     # the files in gguf, with golden values of the weights that they hold (runs with tools/requirements.txt)
     python make_golden.py demo     # golden.json, tokens.json and chat.json for ../../../tests/demo/model
 
@@ -316,6 +317,22 @@ def onnx():
         onnx_graph.save(onnx_graph.build(decoder.read(source), "f32"), str(folder / "model.onnx"), None)
 
 
+def openvino():
+    """IR beside the weights that the ONNX engine is tested on, of the same models."""
+    import sys
+    sys.path.insert(0, str(HERE.parents[2] / "tools"))
+    from packing import decoder, openvino_ir
+
+    for name in ONNX:
+        folder = HERE / name
+        if name == "tiny-gpt-neox":
+            model = GPTNeoXForCausalLM(GPTNeoXConfig.from_pretrained(folder)).eval()
+            randomise(model, 107)
+        else:
+            model = decoder.load(folder)
+        openvino_ir.write(decoder.read(model), "f32", folder)
+
+
 def gguf():
     """Weights in GGUF, and what transformers makes of exactly these weights: rounding them is not what is tested."""
     import sys
@@ -330,7 +347,10 @@ def gguf():
         model = decoder.load(HERE / name)
         gguf_file.write(decoder.read(model), model.config, "f32", str(out / f"{name}.gguf"))
     shape = {**COMMON, "intermediate_size": 96, "num_key_value_heads": 1}
-    for dtype, seed, kind in (("q8_0", 108, "llama"), ("q4_0", 109, "llama"), ("q8_0", 110, "qwen2"), ("f16", 111, "llama")):
+    for dtype, seed, kind in (("q8_0", 108, "llama"), ("q4_0", 109, "llama"), ("q8_0", 110, "qwen2"), ("f16", 111, "llama"),
+                              ("q4_K", 112, "llama")):
+        if dtype == "q4_K":
+            shape = {**shape, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1}
         config = LlamaConfig(**shape, rms_norm_eps=1e-5) if kind == "llama" else Qwen2Config(**shape, rms_norm_eps=1e-5)
         model = (LlamaForCausalLM if kind == "llama" else Qwen2ForCausalLM)(config).eval()
         randomise(model, seed)
@@ -359,11 +379,11 @@ def gguf():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tiny", "onnx", "gguf", "demo"])
+    parser.add_argument("what", choices=["tiny", "onnx", "openvino", "gguf", "demo"])
     torch.set_num_threads(1)
     np.random.seed(0)
     torch.manual_seed(0)
-    {"tiny": tiny, "onnx": onnx, "gguf": gguf, "demo": demo}[parser.parse_args().what]()
+    {"tiny": tiny, "onnx": onnx, "openvino": openvino, "gguf": gguf, "demo": demo}[parser.parse_args().what]()
 
 
 if __name__ == "__main__":

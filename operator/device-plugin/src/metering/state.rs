@@ -9,7 +9,7 @@ use std::io;
 use std::path::Path;
 
 /// Version of the file.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 #[derive(Serialize, Deserialize)]
 struct File {

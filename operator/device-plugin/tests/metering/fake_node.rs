@@ -136,7 +136,8 @@ impl FakeNode {
     pub(crate) fn meter(&self) -> NodeMeter {
         let cgroups = Cgroups::find(&self.path("cgroup"), "/", Host::default(), self.packages.clone());
         let idle = Some(Milliwatts(10_000));
-        NodeMeter::open(&self.packages, &self.path("powercap"), cgroups.map_err(|error| error.to_string()), idle)
+        let cgroups = cgroups.map_err(|error| error.to_string());
+        NodeMeter::open(&self.packages, &self.path("powercap"), Vec::new(), cgroups, idle)
     }
 
     /// The holders of all slots.
@@ -146,9 +147,14 @@ impl FakeNode {
         (0..self.packages.len()).map(|id| (format!("cpu-{id}"), holder(id))).collect()
     }
 
+    /// The slots of all packages.
+    pub(crate) fn slots(&self) -> BTreeMap<&'static str, Vec<String>> {
+        [("joulecast.dev/cpu", (0..self.packages.len()).map(|id| format!("cpu-{id}")).collect())].into()
+    }
+
     /// A service whose slots are all held.
     pub(crate) fn metering(&self) -> Metering {
-        let mut metering = Metering::new(self.meter(), self.packages.len());
+        let mut metering = Metering::new(self.meter(), self.slots());
         metering.held(self.now(), 0, &self.holders());
         metering
     }

@@ -31,9 +31,10 @@ fn served(slots: usize) -> Served {
     let own = directories.clone();
     std::thread::spawn(move || {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+            let (_running, stopped_agent) = tokio::sync::watch::channel(false);
             for (id, directory) in own.iter().enumerate() {
                 let listener = service::listen(directory, SOCKET).unwrap();
-                tokio::spawn(service::serve(service.clone(), format!("cpu-{id}"), listener));
+                tokio::spawn(service::serve(service.clone(), format!("cpu-{id}"), listener, stopped_agent.clone()));
             }
             ready.send(()).unwrap();
             let _ = stopped.await;

@@ -3,4 +3,5 @@
 
 mod fake_node;
 mod hostile;
+mod sockets;
 mod windows;

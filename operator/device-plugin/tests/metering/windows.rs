@@ -110,7 +110,7 @@ fn a_restart_loses_nothing_that_the_counters_kept() {
     drop(before);
     // The agent is away: the counters go on.
     node.pass(20_000, |_| [9_000, 5_000, 3_000]);
-    let mut after = Metering::new(node.meter(), 2);
+    let mut after = Metering::new(node.meter(), node.slots());
     assert_eq!(after.resume(&state, "boot").unwrap(), 1);
     after.tick(node.now(), 0);
     after.held(node.now(), 0, &node.holders());
@@ -135,7 +135,7 @@ fn a_gap_that_may_hide_a_wrap_makes_a_window_partial() {
     before.save(&state, "boot").unwrap();
     // 262 kJ of range at 2000 W: after 131 s a second wrap cannot be excluded.
     node.pass(3_600_000, |_| [1, 0, 0]);
-    let mut after = Metering::new(node.meter(), 1);
+    let mut after = Metering::new(node.meter(), node.slots());
     after.resume(&state, "boot").unwrap();
     after.tick(node.now(), 0);
     after.held(node.now(), 0, &node.holders());
@@ -152,7 +152,7 @@ fn a_state_of_another_boot_or_of_other_meters_is_not_taken_over() {
     let state = node.path("state.json");
     metering.save(&state, "boot").unwrap();
     let resume = |node: &FakeNode, boot: &str| {
-        let mut metering = Metering::new(node.meter(), 1);
+        let mut metering = Metering::new(node.meter(), node.slots());
         let outcome = metering.resume(&state, boot);
         assert!(outcome.is_ok() || metering.open_windows() == 0);
         outcome.map_err(|error| error.to_string())

@@ -1,8 +1,9 @@
 //! Which request goes where, without a list of requests: surfaces whose lowest decides, the requests near a border by
 //! name, and within a class of equally dear candidates the marks between one member's requests and the next one's.
 
+use super::contest::{Contest, packed};
 use super::surface::Surface;
-use super::workload::{Contest, Workload};
+use super::workload::Workload;
 use crate::units::Tokens;
 use std::collections::BTreeMap;
 
@@ -12,6 +13,7 @@ use std::collections::BTreeMap;
 pub struct Assignment {
     surfaces: Vec<Surface>,
     margins: Vec<f64>,
+    plain: bool,
     /// Surfaces that are near the lowest somewhere in each cell.
     masks: Vec<u64>,
     named: Table,
@@ -58,7 +60,8 @@ impl Assignment {
                 splits.push(spread);
             }
         }
-        let mut assignment = Self { surfaces, margins, masks, named: table, splits, classes: vec![] };
+        let plain = surfaces.iter().all(Surface::is_plain);
+        let mut assignment = Self { surfaces, margins, plain, masks, named: table, splits, classes: vec![] };
         assignment.classes =
             classes.iter().enumerate().map(|(c, members)| assignment.sections(workload, c, members)).collect();
         assignment
@@ -183,12 +186,12 @@ struct Cursor<'a> {
 impl Cursor<'_> {
     #[inline]
     fn class(&mut self, cell: usize, tokens: Tokens) -> usize {
-        let Assignment { surfaces, margins, masks, named, .. } = self.assignment;
+        let Assignment { surfaces, margins, plain, masks, named, .. } = self.assignment;
         let mask = masks[cell];
         if mask.is_power_of_two() {
             return mask.trailing_zeros() as usize;
         }
-        let contest = Contest { surfaces, margins };
+        let contest = Contest { surfaces, margins, plain: *plain };
         let (lowest, near) = contest.at(tokens, mask);
         if near.is_power_of_two() {
             return lowest;
@@ -257,7 +260,7 @@ impl Table {
 
     #[inline]
     fn probe(&self, tokens: Tokens) -> (u64, usize) {
-        let key = u64::from(tokens.input) << 32 | u64::from(tokens.output);
+        let key = packed(tokens);
         let mut slot = (key.wrapping_mul(0x9E37_79B9_7F4A_7C15) >> self.shift) as usize;
         while self.slots[slot].0 != key && self.slots[slot].0 != VACANT {
             slot = (slot + 1) & (self.slots.len() - 1);

@@ -61,7 +61,8 @@ pub(crate) fn widths(requests: &[(Tokens, u64)], surfaces: &[Surface], share: f6
             means += number;
             within >= wanted && means >= least
         });
-        full.map_or(f64::INFINITY, |bucket| f64::from_bits((bucket as u64 + 1) << SHIFT))
+        // Where `least` asked for more than wanted, the width is as much too large: near a border requests lie evenly.
+        full.map_or(f64::INFINITY, |bucket| f64::from_bits((bucket as u64 + 1) << SHIFT) * (wanted / within).min(1.0))
     };
     let mut widths: Vec<f64> = buckets.iter().map(width).collect();
     // A surface that is the lowest nowhere is parallel to others more often than it is near them: it widens no band.

@@ -87,7 +87,6 @@ impl Compare<'_> {
             all: workload.moments(),
             energy: total(workload, &self.ground.energy[k]),
             runtime: total(workload, &self.ground.runtime[k]),
-            magnitude: 0.0,
         };
         let name = &self.ground.candidates[k].name;
         self.outcome(&format!("single:{name}"), format!("all requests to {name}"), &loads)
@@ -189,7 +188,6 @@ impl Running {
             all: *all,
             energy: energy.sum_over(all),
             runtime: runtime.sum_over(all),
-            magnitude: 0.0,
         };
         self.0.iter().map(load).collect()
     }

@@ -6,10 +6,12 @@
 
 use super::assignment::{Assignment, Part};
 use super::classes::Classes;
+use super::contest::{Contest, bits};
 use super::fixed::FixedSurface;
-use super::tally::FixedSum;
+use super::problem::Ground;
+use super::tally::{FixedSum, Load, Sums};
 use super::transport::Outlet;
-use super::workload::{Contest, Node, Visit, Workload, bits};
+use super::workload::{Node, Visit, Workload};
 use crate::units::Tokens;
 use std::ops::Range;
 
@@ -19,7 +21,7 @@ pub(crate) fn dual_value(workload: &Workload, classes: &Classes, outlets: &[Outl
     let sums = classes.fixed.iter().zip(&errors).map(|(fixed, error)| FixedSum::new(fixed, &classes.scale, *error));
     let mut least = Least { workload, classes, potentials, sums: sums.collect(), counts: vec![0; classes.len()] };
     // With margins of nothing but the rounding errors: what they leave open is compared in integers.
-    workload.walk(&Contest { surfaces: &surfaces, margins: &errors }, &mut least);
+    workload.walk(&Contest::new(&surfaces, &errors), &mut least);
     let served: i128 = least.sums.iter().map(FixedSum::sum).sum();
     let prices: i128 = least.counts.iter().zip(potentials).map(|(n, p)| i128::from(*n) * p).sum();
     let let_out = outlets.iter().map(|outlet| {
@@ -54,8 +56,9 @@ impl Visit for Least<'_> {
     }
 }
 
-/// The exact cost of an assignment, and each candidate's number of requests.
-pub(crate) fn primal_value(workload: &Workload, classes: &Classes, assignment: &Assignment) -> (i128, Vec<u64>) {
+/// The exact cost of an assignment, and what each candidate is given.
+pub(crate) fn primal_value(ground: &Ground<'_>, classes: &Classes, assignment: &Assignment) -> (i128, Vec<Load>) {
+    let workload = ground.workload;
     let costs: Vec<FixedSurface> = classes
         .member
         .iter()
@@ -69,16 +72,18 @@ pub(crate) fn primal_value(workload: &Workload, classes: &Classes, assignment: &
     let error_of = |k: usize| errors[classes.member[k].0];
     let mut sums: Vec<_> =
         costs.iter().enumerate().map(|(k, cost)| FixedSum::new(cost, &classes.scale, error_of(k))).collect();
-    let mut counts = vec![0; costs.len()];
+    let everyone: Vec<usize> = (0..ground.len()).collect();
+    let mut loads = Sums::new(ground, &everyone);
     assignment.visit(workload, |part| match part {
         Part::Cell(cell, k) => {
-            counts[k] += workload.cells()[cell].moments.count;
-            sums[k].add_node(workload, &workload.cells()[cell], cell..cell + 1);
+            let node = &workload.cells()[cell];
+            loads.add_node(workload, node, cell..cell + 1, k);
+            sums[k].add_node(workload, node, cell..cell + 1);
         }
         Part::Request(tokens, k) => {
-            counts[k] += 1;
+            loads.add(tokens, k);
             sums[k].add(tokens);
         }
     });
-    (sums.iter().map(FixedSum::sum).sum(), counts)
+    (sums.iter().map(FixedSum::sum).sum(), loads.loads())
 }

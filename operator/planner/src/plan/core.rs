@@ -1,9 +1,10 @@
 //! The requests that prices alone do not decide, as a small generalised assignment problem: units of equal requests, the
 //! candidates near the best for each, and what the rows have left after all other requests.
 
+use super::contest::{Contest, bits};
 use super::problem::Ground;
 use super::rows::{Priced, Rows};
-use super::workload::{Contest, Node, Visit, Workload, bits};
+use super::workload::{Node, Visit, Workload};
 use crate::units::Tokens;
 use std::ops::Range;
 
@@ -80,7 +81,8 @@ impl Core {
         widths: &[f64],
     ) -> Self {
         let mut core = Self::empty(rows, limits);
-        let contest = Contest { surfaces: &priced.surfaces, margins: &priced.margins(widths) };
+        let margins = priced.margins(widths);
+        let contest = Contest::new(&priced.surfaces, &margins);
         for &(tokens, count) in requests {
             let (lowest, near) = contest.at(tokens, contest.everyone());
             if near.is_power_of_two() {
@@ -112,7 +114,7 @@ impl Core {
             listed: vec![],
             masks: vec![0; workload.cells().len()],
         };
-        workload.walk(&Contest { surfaces: &priced.surfaces, margins }, &mut sort);
+        workload.walk(&Contest::new(&priced.surfaces, margins), &mut sort);
         let Sort { loads, mut listed, masks, .. } = sort;
         listed.sort_unstable();
         let mut core = Self::empty(rows, limits);

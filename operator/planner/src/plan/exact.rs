@@ -92,6 +92,8 @@ struct Found {
     cost: i128,
     /// What no assignment can be below, in quanta.
     bound: i128,
+    /// The value of the prices.
+    dual: i128,
 }
 
 /// Decisions so far: Some(true) is open, Some(false) closed.
@@ -125,7 +127,7 @@ impl Search<'_> {
             let next = undecided.max_by_key(|k| self.setups[*k] - surcharge(*k));
             let potentials = next.map(|_| solved.potentials.clone());
             if best.as_ref().is_none_or(|best| cost < best.cost) {
-                best = Some(Found { solved, cost, bound: cost });
+                best = Some(Found { solved, cost, bound: cost, dual });
             }
             if let (Some(k), Some(best)) = (next, &best)
                 && bound < best.cost
@@ -171,7 +173,7 @@ impl Search<'_> {
 
     /// Proves what was found, in integers, and puts it into the objective's unit.
     fn draft(&self, found: Found) -> Result<Option<Draft>, ProblemError> {
-        let Found { mut solved, cost, bound } = found;
+        let Found { mut solved, cost, bound, mut dual } = found;
         let mut outlets = self.outlets.to_vec();
         let branched = self.given().contains(&None);
         if branched {
@@ -183,10 +185,11 @@ impl Search<'_> {
                 Some(again) => solved = again,
                 None => return Ok(None),
             }
+            dual = dual_value(self.ground.workload, self.classes, &outlets, &solved.potentials);
         }
         let (assignment, prices, counts) = self.assignment(&solved, &outlets);
-        let (primal, served) = primal_value(self.ground.workload, self.classes, &assignment);
-        let dual = dual_value(self.ground.workload, self.classes, &outlets, &solved.potentials);
+        let (primal, loads) = primal_value(self.ground, self.classes, &assignment);
+        let served: Vec<u64> = loads.iter().map(|load| load.all.count).collect();
         let kept = outlets.iter().zip(&served).all(|(outlet, n)| (outlet.lower..=outlet.upper).contains(n));
         if primal != dual || !kept || served != counts || primal + self.setups_of(&counts) > cost {
             let found = format!("cost {primal}, bound {dual}, counts {served:?} for {counts:?}");
@@ -195,7 +198,7 @@ impl Search<'_> {
         let gap = primal + self.setups_of(&counts) - bound;
         let proof = Proof::Exact { quantum: self.classes.scale.quantum };
         let (scale, gap) = (self.classes.scale, gap.max(0));
-        Ok(Some(Draft { assignment, prices, slack: scale.float(gap), proof, branched }))
+        Ok(Some(Draft { assignment, prices, slack: scale.float(gap), proof, branched, loads }))
     }
 
     fn assignment(&self, solved: &Solved, outlets: &[Outlet]) -> (Assignment, Vec<f64>, Vec<u64>) {

@@ -68,6 +68,7 @@ struct Found {
     cost: f64,
     magnitude: f64,
     assignment: Assignment,
+    loads: Vec<tally::Load>,
     prices: Vec<f64>,
 }
 
@@ -141,7 +142,8 @@ impl Search<'_> {
         let slack = (found.cost - floor).max(0.0);
         let slack = if slack <= 1e-13 * found.magnitude { 0.0 } else { slack };
         let prices = self.candidate_prices(&found.prices);
-        Answer::Planned(Box::new(Draft { assignment: found.assignment, prices, slack, proof: Proof::Bound, branched }))
+        let Found { assignment, loads, .. } = found;
+        Answer::Planned(Box::new(Draft { assignment, prices, slack, proof: Proof::Bound, branched, loads }))
     }
 
     /// Prices by candidate: per request where shares bind, else per device-second.
@@ -395,7 +397,7 @@ impl Stage<'_> {
             ground.energy_weight() * loads[k].energy - ground.accuracy_weight() * weighted(k) + setup
         };
         let cost = (0..ground.len()).map(cost).sum();
-        let magnitude = loads.iter().map(|load| load.magnitude).sum::<f64>() + ground.setup.iter().sum::<f64>();
-        Some(Found { cost, magnitude, assignment, prices: prices.to_vec() })
+        let magnitude = tally::magnitude(ground, &assignment) + ground.setup.iter().sum::<f64>();
+        Some(Found { cost, magnitude, assignment, loads, prices: prices.to_vec() })
     }
 }

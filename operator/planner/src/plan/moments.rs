@@ -42,14 +42,14 @@ impl Moments {
         self.yy += other.yy;
     }
 
-    /// The sums over parallel slices of token counts.
-    pub(crate) fn of(xs: &[u32], ys: &[u32]) -> Self {
+    /// The sums over requests, see `contest::packed`.
+    pub(crate) fn of(keys: &[u64]) -> Self {
         let mut sums = Self::default();
         // A square fits 48 bits (see `workload::TOKENS_LIMIT`), so a run of 2^15 of them fits u64.
-        for (xs, ys) in xs.chunks(1 << 15).zip(ys.chunks(1 << 15)) {
+        for keys in keys.chunks(1 << 15) {
             let (mut x_sum, mut y_sum, mut xx, mut xy, mut yy) = (0u64, 0u64, 0u64, 0u64, 0u64);
-            for (&x, &y) in xs.iter().zip(ys) {
-                let (x, y) = (u64::from(x), u64::from(y));
+            for key in keys {
+                let (x, y) = (key >> 32, key & 0xFFFF_FFFF);
                 x_sum += x;
                 y_sum += y;
                 xx += x * x;
@@ -57,7 +57,7 @@ impl Moments {
                 yy += y * y;
             }
             sums.merge(&Self {
-                count: xs.len() as u64,
+                count: keys.len() as u64,
                 x: x_sum,
                 y: y_sum,
                 xx: xx.into(),

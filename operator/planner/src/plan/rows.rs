@@ -3,12 +3,13 @@
 
 use super::band;
 use super::classes::{magnitude, rounding};
+use super::contest::Contest;
 use super::exact;
 use super::moments::Moments;
 use super::problem::Ground;
 use super::surface::{Quadratic, Surface};
 use super::tally::{Load, Split};
-use super::workload::{Contest, Node, Visit, Workload};
+use super::workload::{Node, Visit, Workload};
 use crate::units::Tokens;
 use std::ops::Range;
 
@@ -69,7 +70,8 @@ impl Rows {
             let deadline = limits.deadline.map(|deadline| {
                 let slots = f64::from(candidate.slots.unwrap_or(1));
                 // Every slot's pod loads the model; the row's own setup is one of them.
-                let spare = slots * deadline.0 - (slots - 1.0) * candidate.setup.time.0;
+                // Where that alone takes too long nothing is left for it, and the plan may do without it.
+                let spare = (slots * deadline.0 - (slots - 1.0) * candidate.setup.time.0).max(0.0);
                 (spare, format!("completion within {} s on {slots} slots of {name:?}", deadline.0))
             });
             let tighter = [budget, deadline].into_iter().flatten().min_by(|a, b| a.0.total_cmp(&b.0));
@@ -229,7 +231,7 @@ impl Priced {
             }
         }
         let mut sum = Sum(workload, self.surfaces.iter().map(|s| (Moments::default(), Split::new(s))).collect());
-        workload.walk(&Contest { surfaces: &self.surfaces, margins: &self.errors }, &mut sum);
+        workload.walk(&Contest::new(&self.surfaces, &self.errors), &mut sum);
         sum.1.iter().map(|(all, split)| split.sum_over(all)).sum()
     }
 }

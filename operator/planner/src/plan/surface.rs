@@ -244,24 +244,36 @@ impl Surface {
         (0..self.len).map(of_face).fold(0.0, f64::max)
     }
 
-    pub(crate) fn about(&self, area: &Area) -> LocalSurface {
-        let mut faces = [Local::default(); 4];
-        for (local, face) in faces.iter_mut().zip(self.faces()) {
+    /// Writes the surface about the centre of a box.
+    #[inline]
+    pub(crate) fn about(&self, area: &Area, local: &mut LocalSurface) {
+        local.len = self.len;
+        for (local, face) in local.faces.iter_mut().zip(self.faces()) {
             *local = face.about(area);
         }
         if !self.bends.is_empty() {
-            let (low, high) = area.corners();
-            for (local, bends) in faces.iter_mut().zip(&self.bends) {
-                for bend in bends {
-                    match Reach::over_box(bend.over, low, high) {
-                        Some(Reach::Below) => {}
-                        Some(reach) => local.add(&bend.quadratic(reach).about(area)),
-                        None => local.add_plane(&bend.plane(area)),
-                    }
+            self.bend_about(area, local);
+        }
+    }
+
+    fn bend_about(&self, area: &Area, local: &mut LocalSurface) {
+        let (low, high) = area.corners();
+        for (local, bends) in local.faces.iter_mut().zip(&self.bends) {
+            for bend in bends {
+                match Reach::over_box(bend.over, low, high) {
+                    Some(Reach::Below) => {}
+                    Some(reach) => local.add(&bend.quadratic(reach).about(area)),
+                    None => local.add_plane(&bend.plane(area)),
                 }
             }
         }
-        LocalSurface { faces, len: self.len }
+    }
+
+    /// The surface about the centre of a box.
+    pub(crate) fn locally(&self, area: &Area) -> LocalSurface {
+        let mut local = LocalSurface::EMPTY;
+        self.about(area, &mut local);
+        local
     }
 }
 
@@ -336,7 +348,7 @@ mod tests {
         let b = surface(&[[3.0, 0.4, 0.02, 1.0, -0.005, -0.01], [10.0, 1.0, 0.0, 0.1, 0.0, 0.0]]);
         for (x, y, half_x, half_y) in [(10.0, 10.0, 10.0, 10.0), (35.0, 4.5, 3.0, 4.5), (8.0, 60.0, 0.0, 7.0)] {
             let area = Area { x, y, half_x, half_y };
-            let low = a.about(&area).low_above(&b.about(&area), &area);
+            let low = a.locally(&area).low_above(&b.locally(&area), &area);
             for i in 0..=8 {
                 for j in 0..=8 {
                     let (px, py) = (x + half_x * f64::from(i - 4) / 4.0, y + half_y * f64::from(j - 4) / 4.0);

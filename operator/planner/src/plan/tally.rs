@@ -20,8 +20,6 @@ pub(crate) struct Load {
     pub(crate) energy: f64,
     /// In seconds.
     pub(crate) runtime: f64,
-    /// Sum of the costs' magnitudes, in the unit of the objective.
-    pub(crate) magnitude: f64,
 }
 
 /// The loads of all candidates under an assignment.
@@ -35,14 +33,23 @@ pub(crate) fn loads(ground: &Ground<'_>, assignment: &Assignment) -> Vec<Load> {
     sums.loads()
 }
 
+/// Sum of the magnitudes of the assigned costs, in the unit of the objective.
+pub(crate) fn magnitude(ground: &Ground<'_>, assignment: &Assignment) -> f64 {
+    let mut costs: Vec<Split> = ground.cost.iter().map(Split::signed).collect();
+    assignment.visit(ground.workload, |part| match part {
+        Part::Cell(cell, k) => costs[k].add_node(ground.workload, &ground.workload.cells()[cell], cell..cell + 1),
+        Part::Request(tokens, k) => costs[k].add(tokens, 1),
+    });
+    costs.iter().map(Split::magnitude).sum()
+}
+
 /// Running loads of some candidates.
-pub(crate) struct Sums(Vec<(Moments, [Split; 3])>);
+pub(crate) struct Sums(Vec<(Moments, [Split; 2])>);
 
 impl Sums {
     /// For the candidates `who`; their places there name them from here on.
     pub(crate) fn new(ground: &Ground<'_>, who: &[usize]) -> Self {
-        let splits =
-            |k: usize| [Split::new(&ground.energy[k]), Split::new(&ground.runtime[k]), Split::signed(&ground.cost[k])];
+        let splits = |k: usize| [Split::new(&ground.energy[k]), Split::new(&ground.runtime[k])];
         Self(who.iter().map(|k| (Moments::default(), splits(*k))).collect())
     }
 
@@ -58,11 +65,10 @@ impl Sums {
     }
 
     pub(crate) fn loads(self) -> Vec<Load> {
-        let load = |(all, [energy, runtime, cost]): (Moments, [Split; 3])| Load {
+        let load = |(all, [energy, runtime]): (Moments, [Split; 2])| Load {
             all,
             energy: energy.sum_over(&all),
             runtime: runtime.sum_over(&all),
-            magnitude: cost.magnitude(),
         };
         self.0.into_iter().map(load).collect()
     }
@@ -169,7 +175,7 @@ impl Split {
     /// Adds a node's requests if one quadratic of one sign holds for them all.
     fn take(&mut self, node: &Node) -> bool {
         let area = node.area();
-        let local = self.surface.about(&area);
+        let local = self.surface.locally(&area);
         let Some(top) = local.top(&area, 0.0) else { return false };
         let side = match self.signed.then(|| local.sign(top, &area)) {
             None | Some(Some(true)) => &mut self.plus,
@@ -199,6 +205,8 @@ pub(crate) struct FixedSum<'a> {
     /// The same in f64, with its rounding error.
     surface: Surface,
     error: f64,
+    /// All requests, where the surface is one quadratic everywhere; else they are in the pile and what is loose.
+    all: Moments,
     pile: Pile,
     loose: i128,
 }
@@ -207,12 +215,14 @@ impl<'a> FixedSum<'a> {
     /// `error` is the rounding error of the surface in f64.
     pub(crate) fn new(fixed: &'a FixedSurface, scale: &Scale, error: f64) -> Self {
         let surface = fixed.float(scale);
-        Self { fixed, pile: Pile::of(&surface), surface, error, loose: 0 }
+        Self { fixed, all: Moments::default(), pile: Pile::of(&surface), surface, error, loose: 0 }
     }
 
     #[inline]
     pub(crate) fn add(&mut self, tokens: Tokens) {
-        if self.surface.faces().len() == 1 {
+        if self.surface.is_plain() {
+            self.all.add(tokens, 1);
+        } else if self.surface.faces().len() == 1 {
             self.pile.add(&self.surface, 0, tokens, 1);
         } else {
             self.loose += self.fixed.at(tokens);
@@ -221,10 +231,14 @@ impl<'a> FixedSum<'a> {
 
     /// Adds a node's requests, which are those of `cells`.
     pub(crate) fn add_node(&mut self, workload: &Workload, node: &Node, cells: Range<usize>) {
+        if self.surface.is_plain() {
+            self.all.merge(&node.moments);
+            return;
+        }
         workload.survey(node, cells, &mut |part| match part {
             Survey::Node(node) => {
                 let area = node.area();
-                let top = self.surface.about(&area).top(&area, 2.0 * self.error);
+                let top = self.surface.locally(&area).top(&area, 2.0 * self.error);
                 top.is_some_and(|top| self.pile.add_node(&self.surface, top, node, &area))
             }
             Survey::Request(tokens) => {
@@ -239,6 +253,6 @@ impl<'a> FixedSum<'a> {
             let bends = face.bends.iter().zip(bends).map(|(bend, parted)| parted.sum_of_fixed(bend));
             moments.sum_of_fixed(&face.terms) + bends.sum::<i128>()
         });
-        self.loose + faces.sum::<i128>()
+        self.loose + faces.sum::<i128>() + self.all.sum_of_fixed(&self.fixed.faces[0].terms)
     }
 }

@@ -2,10 +2,11 @@
 //!
 //! A cost that is quadratic in x and y can be bounded over a box and summed from moments, so that most of the plane is
 //! decided a node at a time and only the requests near a border between two candidates are looked at one by one.
-//! The grid follows the quantiles of x and of y, so that cells hold about equally many requests.
 
+use super::contest::{Board, Contest, EMPTY_BOARD, unpacked};
+use super::grid::{Grid, MAX_BITS};
 use super::moments::Moments;
-use super::surface::{Area, LocalSurface, Surface};
+use super::surface::{Area, LocalSurface};
 use crate::units::Tokens;
 use std::ops::Range;
 
@@ -16,7 +17,6 @@ pub const REQUESTS_LIMIT: usize = u32::MAX as usize;
 
 /// Requests aimed at in one cell of the grid: fewer cost time for nodes, more cost time at the borders.
 const CELL_REQUESTS: usize = 64;
-const MAX_BITS: u32 = 8;
 
 /// Why a set of requests cannot be planned.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -37,8 +37,8 @@ pub enum WorkloadError {
 /// The requests, in the solver's order. Build once, plan many times (other candidates, another zeta).
 #[derive(Debug, Clone)]
 pub struct Workload {
-    xs: Vec<u32>,
-    ys: Vec<u32>,
+    /// Token counts by cell, see `contest::packed`.
+    keys: Vec<u64>,
     /// First request of every cell, and the total at the end.
     starts: Vec<u32>,
     /// Nodes by level, root first; the children of node i are 4i..4i+4 of the next level.
@@ -58,9 +58,13 @@ impl Node {
     const EMPTY: Self =
         Self { moments: Moments { count: 0, x: 0, y: 0, xx: 0, xy: 0, yy: 0 }, x: (u32::MAX, 0), y: (u32::MAX, 0) };
 
-    fn of(xs: &[u32], ys: &[u32]) -> Self {
-        let range = |values: &[u32]| values.iter().fold((u32::MAX, 0), |(low, high), &v| (v.min(low), v.max(high)));
-        Self { moments: Moments::of(xs, ys), x: range(xs), y: range(ys) }
+    fn of(keys: &[u64]) -> Self {
+        let mut node = Self { moments: Moments::of(keys), ..Self::EMPTY };
+        for tokens in keys.iter().map(|key| unpacked(*key)) {
+            node.x = (node.x.0.min(tokens.input), node.x.1.max(tokens.input));
+            node.y = (node.y.0.min(tokens.output), node.y.1.max(tokens.output));
+        }
+        node
     }
 
     fn join(nodes: &[Self]) -> Self {
@@ -105,67 +109,10 @@ pub(crate) enum Survey<'a> {
     Request(Tokens),
 }
 
-/// Surfaces to compare. One is near the lowest where it is above it by no more than both their margins.
-pub(crate) struct Contest<'a> {
-    pub(crate) surfaces: &'a [Surface],
-    /// At least the rounding error of each surface's values, in the unit of the values.
-    pub(crate) margins: &'a [f64],
-}
-
-impl Contest<'_> {
-    pub(crate) fn everyone(&self) -> u64 {
-        if self.surfaces.len() == 64 { u64::MAX } else { (1 << self.surfaces.len()) - 1 }
-    }
-
-    /// The surfaces of `mask` that may be near the lowest somewhere in the box.
-    fn prune(&self, mask: u64, area: &Area, locals: &mut [LocalSurface; 64]) -> u64 {
-        let (mut champion, mut lowest) = (0, f64::INFINITY);
-        for k in bits(mask) {
-            locals[k] = self.surfaces[k].about(area);
-            let centre = locals[k].centre();
-            if centre < lowest {
-                (champion, lowest) = (k, centre);
-            }
-        }
-        let mut kept = 1 << champion;
-        for k in bits(mask & !kept) {
-            let margin = self.margins[k] + self.margins[champion];
-            if locals[k].low_above(&locals[champion], area) <= margin {
-                kept |= 1 << k;
-            }
-        }
-        kept
-    }
-
-    /// The lowest of the surfaces of `mask` at a point, and those near it.
-    #[inline]
-    pub(crate) fn at(&self, tokens: Tokens, mask: u64) -> (usize, u64) {
-        let (x, y) = (f64::from(tokens.input), f64::from(tokens.output));
-        let mut values = [0.0; 64];
-        let (mut lowest, mut least) = (0, f64::INFINITY);
-        for k in bits(mask) {
-            values[k] = self.surfaces[k].at(x, y);
-            if values[k] < least {
-                (lowest, least) = (k, values[k]);
-            }
-        }
-        let mut near = 1 << lowest;
-        for k in bits(mask & !near) {
-            if values[k] - least <= self.margins[k] + self.margins[lowest] {
-                near |= 1 << k;
-            }
-        }
-        (lowest, near)
-    }
-}
-
-/// The positions of the set bits, lowest first.
-pub(crate) fn bits(mut mask: u64) -> impl Iterator<Item = usize> {
-    std::iter::from_fn(move || {
-        let next = (mask != 0).then(|| mask.trailing_zeros() as usize);
-        mask &= mask.wrapping_sub(1);
-        next
-    })
+/// Room to work in during a walk.
+struct Desk {
+    locals: [LocalSurface; 64],
+    board: Board,
 }
 
 impl Workload {
@@ -177,54 +124,41 @@ impl Workload {
         if requests.len() > REQUESTS_LIMIT {
             return Err(WorkloadError::TooManyRequests(requests.len()));
         }
-        let too_long = |t: &Tokens| (t.input | t.output) >= TOKENS_LIMIT;
-        if let Some(index) = requests.iter().position(too_long) {
+        let (mut any, mut largest) = (0, Tokens::default());
+        for tokens in requests {
+            any |= tokens.input | tokens.output;
+            largest.input = largest.input.max(tokens.input);
+            largest.output = largest.output.max(tokens.output);
+        }
+        if any >= TOKENS_LIMIT {
+            let long = |t: &Tokens| t.input.max(t.output) >= TOKENS_LIMIT;
+            let index = requests.iter().position(long).unwrap_or(0);
             let tokens = requests[index].input.max(requests[index].output);
             return Err(WorkloadError::TooManyTokens { index, tokens });
         }
         let wanted = (requests.len() / CELL_REQUESTS).max(1);
         let bits = wanted.ilog2().div_ceil(2).min(MAX_BITS);
-        let grid = Grid::over(requests, bits);
-        let cells = 1usize << (2 * bits);
-
-        let mut starts = vec![0u32; cells + 1];
-        for tokens in requests {
-            starts[grid.cell(*tokens) + 1] += 1;
-        }
-        for cell in 0..cells {
-            starts[cell + 1] += starts[cell];
-        }
-        let mut next = starts.clone();
-        let (mut xs, mut ys) = (vec![0; requests.len()], vec![0; requests.len()]);
-        for tokens in requests {
-            let slot = &mut next[grid.cell(*tokens)];
-            xs[*slot as usize] = tokens.input;
-            ys[*slot as usize] = tokens.output;
-            *slot += 1;
-        }
-
-        let leaves = starts.windows(2).map(|w| {
-            let range = w[0] as usize..w[1] as usize;
-            Node::of(&xs[range.clone()], &ys[range])
-        });
+        let grid = Grid::over(requests, largest, bits);
+        let (keys, starts) = grid.order(requests, bits);
+        let leaves = starts.windows(2).map(|w| Node::of(&keys[w[0] as usize..w[1] as usize]));
         let mut levels = vec![leaves.collect::<Vec<_>>()];
         while levels[levels.len() - 1].len() > 1 {
             levels.push(levels[levels.len() - 1].chunks(4).map(Node::join).collect());
         }
         levels.reverse();
-        Ok(Self { xs, ys, starts, levels, grid })
+        Ok(Self { keys, starts, levels, grid })
     }
 
     /// Number of requests.
     #[must_use]
     pub fn len(&self) -> usize {
-        self.xs.len()
+        self.keys.len()
     }
 
     /// Whether there is no request at all.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.xs.is_empty()
+        self.keys.is_empty()
     }
 
     /// Sums over all requests.
@@ -256,11 +190,13 @@ impl Workload {
         self.grid.cell(tokens)
     }
 
+    fn keys(&self, first: usize, end: usize) -> &[u64] {
+        &self.keys[self.starts[first] as usize..self.starts[end] as usize]
+    }
+
     /// The requests of the cells `first..end`.
     pub(crate) fn requests(&self, first: usize, end: usize) -> impl Iterator<Item = Tokens> {
-        let range = self.starts[first] as usize..self.starts[end] as usize;
-        let pairs = self.xs[range.clone()].iter().zip(&self.ys[range]);
-        pairs.map(|(&input, &output)| Tokens { input, output })
+        self.keys(first, end).iter().map(|key| unpacked(*key))
     }
 
     /// Shows a node, which holds the requests of `cells`, and its parts where they are asked for.
@@ -283,15 +219,15 @@ impl Workload {
 
     /// Compares the surfaces at every request, a node at a time where no other is near the lowest.
     pub(crate) fn walk(&self, contest: &Contest<'_>, visit: &mut impl Visit) {
-        let mut locals = [LocalSurface::EMPTY; 64];
-        self.descend(contest, visit, &mut locals, 0, 0, contest.everyone());
+        let mut desk = Desk { locals: [LocalSurface::EMPTY; 64], board: EMPTY_BOARD };
+        self.descend(contest, visit, &mut desk, 0, 0, contest.everyone());
     }
 
     fn descend(
         &self,
         contest: &Contest<'_>,
         visit: &mut impl Visit,
-        locals: &mut [LocalSurface; 64],
+        desk: &mut Desk,
         level: usize,
         index: usize,
         mask: u64,
@@ -302,93 +238,20 @@ impl Workload {
         }
         let depth = 2 * (self.levels.len() - 1 - level);
         let (first, end) = (index << depth, (index + 1) << depth);
-        let mask = if mask.is_power_of_two() { mask } else { contest.prune(mask, &node.area(), locals) };
+        let mask = if mask.is_power_of_two() { mask } else { contest.prune(mask, &node.area(), &mut desk.locals) };
         if mask.is_power_of_two() {
             visit.node(node, first..end, mask.trailing_zeros() as usize);
         } else if depth > 0 {
             for child in 4 * index..4 * index + 4 {
-                self.descend(contest, visit, locals, level + 1, child, mask);
+                self.descend(contest, visit, desk, level + 1, child, mask);
             }
         } else {
             visit.cell(first, mask);
-            for tokens in self.requests(first, end) {
-                let (lowest, near) = contest.at(tokens, mask);
+            contest.each(self.keys(first, end), mask, &mut desk.board, |tokens, lowest, near| {
                 visit.request(tokens, lowest, near);
-            }
+            });
         }
     }
-}
-
-/// Maps token counts to cells: bins by quantile on each axis, interleaved (Morton order).
-#[derive(Debug, Clone)]
-struct Grid {
-    x: Axis,
-    y: Axis,
-}
-
-impl Grid {
-    fn over(requests: &[Tokens], bits: u32) -> Self {
-        Self {
-            x: Axis::over(requests.iter().map(|t| t.input), bits, 0),
-            y: Axis::over(requests.iter().map(|t| t.output), bits, 1),
-        }
-    }
-
-    #[inline]
-    fn cell(&self, tokens: Tokens) -> usize {
-        (self.x.part(tokens.input) | self.y.part(tokens.output)) as usize
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Axis {
-    /// The axis' bits of the cell's number, by bucket.
-    parts: Vec<u32>,
-    wide: bool,
-}
-
-/// Values below this have a bucket each; above it, buckets grow with the value.
-const NARROW: u32 = 1 << 14;
-
-impl Axis {
-    fn over(values: impl Iterator<Item = u32> + Clone, bits: u32, offset: u32) -> Self {
-        let largest = values.clone().max().unwrap_or(0);
-        let wide = largest >= NARROW;
-        let mut parts = vec![0u32; bucket(largest, wide) + 1];
-        let mut total = 0u64;
-        for value in values {
-            parts[bucket(value, wide)] += 1;
-            total += 1;
-        }
-        let mut below = 0u64;
-        for part in &mut parts {
-            let count = u64::from(*part);
-            let bin = ((below + count / 2) << bits) / total.max(1);
-            *part = spread(bin as u32) << offset;
-            below += count;
-        }
-        Self { parts, wide }
-    }
-
-    #[inline]
-    fn part(&self, value: u32) -> u32 {
-        self.parts[bucket(value, self.wide)]
-    }
-}
-
-#[inline]
-fn bucket(value: u32, wide: bool) -> usize {
-    if !wide || value < NARROW {
-        return value as usize;
-    }
-    // 1024 buckets an octave above NARROW = 2^14.
-    let octave = value.ilog2();
-    (NARROW + ((octave - 14) << 10) + ((value >> (octave - 10)) & 1023)) as usize
-}
-
-/// Spreads the low 16 bits to the even positions.
-fn spread(bits: u32) -> u32 {
-    (0..16).fold(0, |spread, i| spread | ((bits >> i) & 1) << (2 * i))
 }
 
 #[cfg(test)]
@@ -435,7 +298,7 @@ mod tests {
             Surface::flat(Quadratic([350.0, 0.3, 0.0, 0.01, 1e-7, 1e-12])),
         ];
         let mut found = Found(vec![Moments::default(); 3]);
-        workload.walk(&Contest { surfaces: &surfaces, margins: &[0.0; 3] }, &mut found);
+        workload.walk(&Contest::new(&surfaces, &[0.0; 3]), &mut found);
         let mut expected = vec![Moments::default(); 3];
         for tokens in &requests {
             let at = |k: usize| surfaces[k].at(f64::from(tokens.input), f64::from(tokens.output));
@@ -446,5 +309,5 @@ mod tests {
         assert!(expected.iter().all(|m| m.count > 500));
     }
 
-    use super::super::surface::Quadratic;
+    use super::super::surface::{Quadratic, Surface};
 }

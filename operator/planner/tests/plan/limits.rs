@@ -40,7 +40,15 @@ fn sums(case: &Case, limits: &Limits, assigned: &[usize], means: (f64, f64)) -> 
         });
         counted && c.budget.filter(|_| limits.budgets).is_none_or(|b| within(seconds[k], b.0))
     });
+    // Every slot in use loads the model; one loading is in the seconds already.
+    let in_time = |k: usize| {
+        let (slots, setup) = (f64::from(case.candidates[k].slots.unwrap_or(1)), case.candidates[k].setup.time.0);
+        let loading = (slots - 1.0) * setup;
+        counts[k] == 0
+            || limits.deadline.is_none_or(|d| within(seconds[k], slots * d.0 - loading) && loading <= slots * d.0)
+    };
     let kept = kept
+        && (0..m).all(in_time)
         && limits.energy.is_none_or(|e| within(energy + setup, e.0))
         && limits.accuracy.is_none_or(|a| within(-weighted, -a * all));
     let cost = case.zeta * over(energy + setup, means.0) - (1.0 - case.zeta) * over(weighted, means.1);
@@ -74,9 +82,13 @@ fn limited() -> impl Strategy<Value = (Case, Limits)> {
         prop::collection::vec(part(), 4),
         prop::option::weighted(0.3, 0.3..1.1f64),
         prop::option::weighted(0.3, 0.5..1.05f64),
+        prop::option::weighted(0.3, (0.0..0.8f64, prop::collection::vec(prop::option::of(1..4u32), 4))),
     );
-    (case(), parts, any::<bool>()).prop_map(|(mut case, (parts, energy, accuracy), shares)| {
-        for (candidate, part) in case.candidates.iter_mut().zip(&parts) {
+    (case(), parts, any::<bool>()).prop_map(|(mut case, (parts, energy, accuracy, deadline), shares)| {
+        let longest = case.candidates.iter().map(|c| case.requests.iter().map(|t| c.runtime.at(*t)).sum::<f64>());
+        let longest = longest.fold(0.0, f64::max);
+        for (k, (candidate, part)) in case.candidates.iter_mut().zip(&parts).enumerate() {
+            candidate.slots = deadline.as_ref().and_then(|(_, slots)| slots[k]);
             let all: f64 = case.requests.iter().map(|t| candidate.runtime.at(*t)).sum();
             candidate.budget = part.map(|p| Seconds(p * all + candidate.setup.time.0 * f64::from(u8::from(p > 0.2))));
         }
@@ -87,7 +99,7 @@ fn limited() -> impl Strategy<Value = (Case, Limits)> {
             budgets: true,
             energy: energy.map(|part| Joules(part * mean * case.requests.len() as f64)),
             accuracy: accuracy.map(|part| part * score),
-            deadline: None,
+            deadline: deadline.map(|(part, _)| Seconds(part * longest)),
         };
         (case, limits)
     })
@@ -116,5 +128,28 @@ proptest! {
             (None, Outcome::Infeasible(reason)) => prop_assert!(!reason.is_empty()),
             (best, other) => prop_assert!(false, "best of all is {best:?}, but {other:?}"),
         }
+    }
+
+    #[test]
+    fn no_order_matters_within_limits((case, limits) in limited(), by in 0..6usize) {
+        let mut turned = case.clone();
+        turned.candidates.rotate_left(by % case.candidates.len());
+        turned.requests.reverse();
+        turned.requests.rotate_left(by % case.requests.len().max(1));
+        let plan = |case: &Case| {
+            let workload = Workload::new(&case.requests).unwrap();
+            let problem = Problem { candidates: &case.candidates, zeta: case.zeta, normalisers: None, limits };
+            match solve(&workload, &problem, None, &|| false).unwrap() {
+                Outcome::Planned(plan) => {
+                    let assigned = plan.assign(&workload, &case.requests).unwrap();
+                    let name = |k: u8| case.candidates[usize::from(k)].name.clone();
+                    let mut pairs: Vec<_> = case.requests.iter().zip(assigned).map(|(t, k)| (*t, name(k))).collect();
+                    pairs.sort();
+                    Ok((plan.objective.to_bits(), plan.lower_bound.to_bits(), pairs))
+                }
+                Outcome::Infeasible(reason) | Outcome::Undecided { reason, .. } => Err(reason),
+            }
+        };
+        prop_assert_eq!(plan(&case), plan(&turned));
     }
 }

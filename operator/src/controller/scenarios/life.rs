@@ -46,7 +46,8 @@ async fn nothing_to_do_sends_nothing() {
 async fn a_finished_job_is_counted_once_released_and_left_alone() {
     let mut world = World::running().await;
     world.pod(samples::ended_pod("hello-1-0-1-a", 0, &report()));
-    world.step().await;
+    let (_, result) = world.step().await;
+    result.unwrap();
     assert_eq!(world.status().state.as_deref(), Some("Running"), "its Job is not closed yet");
     assert_eq!(world.condition(conditions::RUNNING).unwrap().1, "Ending");
 

@@ -102,6 +102,31 @@ fn a_gpu_is_its_holders_whole_and_nobodys_otherwise() {
 }
 
 #[test]
+fn the_instances_of_a_board_share_it_by_slices() {
+    let share = |slot: &str, slices| Share { slot: slot.into(), slices };
+    let shares = vec![share("MIG-a", 3), share("MIG-b", 1), share("MIG-c", 3)];
+    let mut ledger = Ledger::new(vec![domain("gpu-0", "", Division::Slices(shares))]);
+    ledger.set_idle(0, Some(Milliwatts(70_000)));
+    let still = cpu(0, None, &[]);
+    ledger.step(ms(0), &[Some(0)], Some(&still));
+    // Nobody holds an instance: 70 J idle, 30 J nobody's.
+    ledger.step(ms(1000), &[Some(100_000_000)], Some(&still));
+    ledger.set_owner("MIG-a", Some("a".into()));
+    ledger.set_owner("MIG-b", Some("b".into()));
+    let (of_a, of_b) = (ledger.edge("a", ms(1000)), ledger.edge("b", ms(1000)));
+    assert_eq!((ledger.idle_of("a"), ledger.idle_of("b")), (Some(Milliwatts(30_000)), Some(Milliwatts(10_000))));
+    // 70 J idle, of which 30 and 10 are theirs, and 200 J dynamic, divided 3 to 1.
+    ledger.step(ms(2000), &[Some(370_000_000)], Some(&still));
+    for (uid, open, gross, idle) in [("a", &of_a, 180_000_000, 30_000_000), ("b", &of_b, 60_000_000, 10_000_000)] {
+        let metered = ledger.between(uid, open, &ledger.edge(uid, ms(2000)));
+        assert_eq!((metered.gross(), metered.idle()), (Some(Microjoules(gross)), Some(Microjoules(idle))), "{uid}");
+    }
+    assert!(ledger.between("c", &of_a, &ledger.edge("c", ms(2000))).domains.is_empty());
+    let books = books(&ledger);
+    assert_eq!((books.idle, books.system, books.accounted()), (140_000_000, 30_000_000, books.moved));
+}
+
+#[test]
 fn a_missing_reading_is_bridged_by_the_next_and_absent_at_an_edge() {
     let mut ledger = Ledger::new(vec![package()]);
     ledger.step(ms(0), &[Some(0)], Some(&cpu(0, None, &[("a", 0)])));
@@ -168,9 +193,12 @@ proptest! {
             1..60,
         ),
     ) {
-        let mut ledger = Ledger::new(vec![package(), gpu()]);
-        ledger.set_idle(0, idle.map(Milliwatts));
-        ledger.set_idle(1, idle.map(Milliwatts));
+        let shares = [("GPU-x", 2), ("cpu-0", 5)].map(|(slot, slices)| Share { slot: slot.into(), slices });
+        let shared = domain("gpu-1", "", Division::Slices(shares.into()));
+        let mut ledger = Ledger::new(vec![package(), gpu(), shared]);
+        for index in 0..3 {
+            ledger.set_idle(index, idle.map(Milliwatts));
+        }
         let (mut at, mut total, mut seen) = (0u64, 0u64, None);
         let (mut node, mut pods, mut a, mut b) = (0u64, 0u64, 0u64, 0u64);
         let mut first = None;
@@ -183,7 +211,7 @@ proptest! {
             b += more_b;
             let reading = moved.map(|_| total);
             let times = cpu(node, Some(pods), &[("a", a), ("b", b)]);
-            ledger.step(ms(at), &[reading, reading], Some(&times));
+            ledger.step(ms(at), &[reading, reading, reading], Some(&times));
             if reading.is_some() {
                 first.get_or_insert(total);
                 seen = reading;

@@ -77,7 +77,7 @@ impl Ledger {
             charge: account.books.holders.get(holder).copied().unwrap_or_default(),
             breaks: account.breaks,
             read: account.last.as_ref().is_some_and(|last| last.at == at),
-            idle_known: account.idle.is_some() || self.owner(account) != Some(holder),
+            idle_known: account.idle.is_some() || !self.holds(&account.domain, holder),
         };
         Edge { at, domains: self.accounts.iter().map(edge).collect() }
     }
@@ -90,7 +90,7 @@ impl Ledger {
         let of = |(account, (from, to)): (&Account, (&DomainEdge, &DomainEdge))| {
             let concerned = match account.domain.division {
                 super::Division::CpuTime { .. } => true,
-                super::Division::Whole => self.owner(account) == Some(holder),
+                super::Division::Whole | super::Division::Slices(_) => self.holds(&account.domain, holder),
             };
             concerned.then(|| {
                 let figure = figure(account, from, to, length);

@@ -58,6 +58,8 @@ pub struct SlotMeter {
     missing: Option<String>,
     /// Readings that failed so far.
     failures: u64,
+    /// Why the slot's device is lost, since the agent said so.
+    device_lost: Option<String>,
 }
 
 #[derive(Debug)]
@@ -81,7 +83,7 @@ impl SlotMeter {
         let request = Request::Open { job: job.map(str::to_owned) };
         let answer = link.ask_patiently(&request, wait)?;
         let Answer::Opened { window, meter, idle_milliwatts } = answer else { return Err(link.unexpected(&answer)) };
-        let meter = Self { link, window, meter, notes: Vec::new(), missing: None, failures: 0 };
+        let meter = Self { link, window, meter, notes: Vec::new(), missing: None, failures: 0, device_lost: None };
         Ok((meter, idle_milliwatts.map(Milliwatts)))
     }
 
@@ -92,9 +94,11 @@ impl SlotMeter {
             Err(error) => Err(error),
         };
         match answer {
-            Ok(WindowEnergy { gross_microjoules, domain_microjoules, notes, .. }) => {
+            Ok(WindowEnergy { gross_microjoules, domain_microjoules, notes, device_lost, .. }) => {
                 self.missing = None;
                 self.notes = notes;
+                // It does not come back within a run.
+                self.device_lost = self.device_lost.take().or(device_lost);
                 Totals {
                     at: now,
                     gross: gross_microjoules.map(Microjoules),
@@ -129,6 +133,10 @@ impl Meter for SlotMeter {
             None => {}
         }
         notes
+    }
+
+    fn device_lost(&self) -> Option<&str> {
+        self.device_lost.as_deref()
     }
 
     fn sample(&mut self, now: Duration) -> Totals {

@@ -12,9 +12,9 @@ impl Gguf {
                 "llama" => Architecture::Llama,
                 "qwen2" => Architecture::Qwen2,
                 other => {
-                    return Err(self.fail(format!(
-                        "general.architecture: {other:?} is not an architecture of the candle engine (it has: llama, qwen2)"
-                    )));
+                    return Err(
+                        self.fail(format!("general.architecture: {other:?} is not implemented (llama and qwen2 are)"))
+                    );
                 }
             },
             _ => return Err(self.fail("its metadata has no general.architecture".into())),

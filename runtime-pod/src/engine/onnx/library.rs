@@ -1,21 +1,22 @@
-//! Where ONNX Runtime's shared library is looked for, and its one environment in this process.
-//!
-//! In this order: the file that `ORT_DYLIB_PATH` names; the directory of this program; `../lib/joulecast` beside that
-//! directory, where the images have it. The first that is there is opened; nothing is ever fetched.
+//! ONNX Runtime's shared library, and its one environment in this process.
 
 use std::ffi::{CStr, CString};
 use std::os::unix::ffi::OsStrExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::OnceLock;
 
 use ort::environment::Environment;
 
+use crate::engine::shared_library::Wanted;
 use crate::engine::{EngineError, EngineName};
 
-/// Names the library's file.
-const VARIABLE: &str = "ORT_DYLIB_PATH";
-/// The library's file.
-const FILE: &str = "libonnxruntime.so";
+/// What is looked for.
+const WANTED: Wanted = Wanted {
+    product: "ONNX Runtime",
+    variable: "ORT_DYLIB_PATH",
+    file: "libonnxruntime.so",
+    way_out: "get it with `make onnxruntime`, use an image that holds it, or choose another engine",
+};
 
 /// The opened library.
 pub(super) struct Library {
@@ -27,33 +28,8 @@ pub(super) struct Library {
 /// The library, opened by the first call; later ones get the same, or the same error.
 pub(super) fn library() -> Result<&'static Library, EngineError> {
     static OPENED: OnceLock<Result<Library, String>> = OnceLock::new();
-    let opened = OPENED.get_or_init(|| {
-        let named = std::env::var_os(VARIABLE).filter(|v| !v.is_empty()).map(PathBuf::from);
-        let program = std::env::current_exe().map_err(|e| e.to_string())?;
-        open(&find(named, &program)?)
-    });
+    let opened = OPENED.get_or_init(|| open(&WANTED.find()?));
     opened.as_ref().map_err(|problem| EngineError::NoLibrary { engine: EngineName::Onnx, problem: problem.clone() })
-}
-
-/// The library of a process whose program is `program`, or where it was looked for.
-fn find(named: Option<PathBuf>, program: &Path) -> Result<PathBuf, String> {
-    const WAY_OUT: &str = "get it with `make onnxruntime`, use an image that holds it, or choose another engine";
-    if let Some(path) = named {
-        return match path.is_file() {
-            true => Ok(path),
-            false => Err(format!("ONNX Runtime: {VARIABLE} is {}, where there is no file; {WAY_OUT}", path.display())),
-        };
-    }
-    let beside = program.parent().unwrap_or(Path::new("/"));
-    let places = [beside.join(FILE), beside.join("../lib/joulecast").join(FILE)];
-    match places.iter().find(|path| path.is_file()) {
-        Some(path) => Ok(path.clone()),
-        None => Err(format!(
-            "ONNX Runtime: no {FILE} (looked for {} and {}; {VARIABLE} is not set); {WAY_OUT}",
-            places[0].display(),
-            places[1].display()
-        )),
-    }
 }
 
 fn open(path: &Path) -> Result<Library, String> {
@@ -88,31 +64,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_search_takes_the_first_place_and_names_all_where_there_is_none() {
+    fn what_is_no_library_is_refused() {
         let dir = tempfile::tempdir().unwrap();
-        let program = dir.path().join("usr/bin/program");
-        let image = dir.path().join("usr/lib/joulecast");
-        std::fs::create_dir_all(program.parent().unwrap()).unwrap();
-        std::fs::create_dir_all(&image).unwrap();
-
-        let error = find(None, &program).unwrap_err();
-        assert!(error.contains("usr/bin/libonnxruntime.so") && error.contains("lib/joulecast"), "{error}");
-        assert!(error.contains("make onnxruntime"), "{error}");
-
-        std::fs::write(image.join(FILE), "").unwrap();
-        let found = find(None, &program).unwrap();
-        assert_eq!(found.canonicalize().unwrap(), image.join(FILE).canonicalize().unwrap());
-
-        let beside = program.with_file_name(FILE);
-        std::fs::write(&beside, "").unwrap();
-        assert_eq!(find(None, &program).unwrap(), beside);
-
-        let named = dir.path().join("other.so");
-        let error = find(Some(named.clone()), &program).unwrap_err();
-        assert!(error.contains("ORT_DYLIB_PATH") && error.contains("other.so"), "{error}");
-        std::fs::write(&named, "").unwrap();
-        assert_eq!(find(Some(named.clone()), &program).unwrap(), named);
-        // What is no library is refused, not passed over.
-        assert!(open(&named).err().unwrap().contains("other.so"));
+        let path = dir.path().join("other.so");
+        std::fs::write(&path, "").unwrap();
+        assert!(open(&path).err().unwrap().contains("other.so"));
     }
 }
