@@ -6,6 +6,7 @@ use crate::inference_model::ClaimPath;
 use crate::learning::{Assessment, FinishedRun};
 use crate::planned::{PlannedShare, SolvedPlan};
 use crate::report::EnergySource;
+use crate::s3::S3Object;
 use k8s_openapi::api::core::v1::{LocalObjectReference, ResourceRequirements, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use kube::{CustomResource, KubeSchema};
@@ -119,7 +120,7 @@ pub struct ModelReference {
 /// Where the requests come from; exactly one kind of source.
 #[derive(KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-#[x_kube(validation = Rule::new("has(self.persistentVolumeClaim) != has(self.configMap)").message("input: set exactly one of persistentVolumeClaim and configMap"))]
+#[x_kube(validation = Rule::new("[has(self.persistentVolumeClaim), has(self.configMap), has(self.s3)].filter(set, set).size() == 1").message("input: set exactly one of persistentVolumeClaim, configMap and s3"))]
 pub struct Input {
     /// A JSONL file on a PersistentVolumeClaim.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -127,6 +128,9 @@ pub struct Input {
     /// A key of a ConfigMap, for small inputs (a ConfigMap holds 1 MiB at most).
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_map: Option<ConfigMapKey>,
+    /// An object in a bucket of an S3-compatible server.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3Object>,
 }
 
 /// A key of a ConfigMap in the namespace of the job.
@@ -141,12 +145,17 @@ pub struct ConfigMapKey {
     pub key: String,
 }
 
-/// Where the results go.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+/// Where the results go: JSONL, in the order of the input; exactly one kind of target.
+#[derive(KubeSchema, Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
+#[x_kube(validation = Rule::new("has(self.persistentVolumeClaim) != has(self.s3)").message("output: set exactly one of persistentVolumeClaim and s3"))]
 pub struct Output {
-    /// A file on a PersistentVolumeClaim: results as JSONL, in the order of the input.
-    pub persistent_volume_claim: ClaimPath,
+    /// A file on a PersistentVolumeClaim.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub persistent_volume_claim: Option<ClaimPath>,
+    /// An object in a bucket of an S3-compatible server. Until it is whole, results lie in objects beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub s3: Option<S3Object>,
 }
 
 /// What to optimise.

@@ -20,6 +20,7 @@ pub mod profile_report;
 pub mod profile_run;
 pub mod report;
 pub mod run_spec;
+pub mod s3;
 
 pub use decimal::Decimal;
 pub use energy_model::{EnergyModel, EnergyModelSpec, EnergyModelStatus};

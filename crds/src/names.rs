@@ -63,6 +63,18 @@ pub const ENV_PROGRESS_TOKEN: &str = "JOULECAST_PROGRESS_TOKEN";
 pub const ENV_POD_NAME: &str = "JOULECAST_POD_NAME";
 /// Variable that the Job controller sets in the pods of an indexed Job.
 pub const ENV_COMPLETION_INDEX: &str = "JOB_COMPLETION_INDEX";
+/// Variables that carry the keys of buckets into runtime pods: access key id, secret access key and, where the key is of a
+/// session, its token.
+pub mod bucket_variables {
+    /// Of the bucket that holds the requests.
+    pub const INPUT: [&str; 3] =
+        ["JOULECAST_INPUT_ACCESS_KEY_ID", "JOULECAST_INPUT_SECRET_ACCESS_KEY", "JOULECAST_INPUT_SESSION_TOKEN"];
+    /// Of the bucket that is to hold the results.
+    pub const OUTPUT: [&str; 3] =
+        ["JOULECAST_OUTPUT_ACCESS_KEY_ID", "JOULECAST_OUTPUT_SECRET_ACCESS_KEY", "JOULECAST_OUTPUT_SESSION_TOKEN"];
+    /// The keys of a Secret that hold them, in the same order; the last one may be missing.
+    pub const SECRET_KEYS: [&str; 3] = ["AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN"];
+}
 /// Port of a runtime pod on which `/progress` and `/metrics` answer.
 pub const PROGRESS_PORT: u16 = 9100;
 /// Name of the only container of a runtime pod.

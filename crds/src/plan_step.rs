@@ -4,7 +4,7 @@
 
 use crate::engine::{ArtifactFormat, DeviceClass, EngineName, Provider};
 use crate::report::Failure;
-use crate::run_spec::RunIdentity;
+use crate::run_spec::{BucketObject, RunIdentity};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -24,6 +24,12 @@ pub struct PlanSpec {
     /// Where the assignment goes; absent for a plan that is only looked at.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assignment_path: Option<String>,
+    /// The object that holds the requests: it is copied to `input_path` first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_object: Option<BucketObject>,
+    /// The object that is to hold the assignment too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assignment_object: Option<BucketObject>,
     /// The artifacts of the candidates.
     pub models: Vec<PlanModel>,
     /// What may be chosen from, at most [`CANDIDATES`].

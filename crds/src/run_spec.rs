@@ -31,6 +31,14 @@ pub struct RunSpec {
     /// Output file that bears the results once all lines have one. What is written until then lies in the directory
     /// `OUTPUT_PATH.parts` (docs/results.md).
     pub output_path: String,
+    /// The object that holds the requests: it is copied to `input_path` first. The key of its bucket is in the variables
+    /// [`crate::names::bucket_variables::INPUT`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub input_object: Option<BucketObject>,
+    /// The object that is to hold the results. `output_path` then is a place on the pod's own disk, and what lies beside it is
+    /// kept as objects beside this one. The key of its bucket is in [`crate::names::bucket_variables::OUTPUT`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_object: Option<BucketObject>,
     /// What the pod is to do.
     #[serde(default, skip_serializing_if = "is_run")]
     pub task: Task,
@@ -58,6 +66,25 @@ pub struct RunSpec {
     /// if they fit in.
     #[serde(default = "thirty", skip_serializing_if = "is_thirty")]
     pub grace_seconds: u32,
+}
+
+/// An object in a bucket of an S3-compatible server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct BucketObject {
+    /// Name of the bucket.
+    pub bucket: String,
+    /// Key of the object.
+    pub key: String,
+    /// Region that requests are signed for.
+    pub region: String,
+    /// The server, `https://HOST[:PORT]`; that of Amazon's region if absent.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Whether the bucket stands in the path of a request, or in front of the host.
+    pub path_style: bool,
+    /// Whether requests are signed; otherwise the bucket is open to all.
+    pub signed: bool,
 }
 
 /// What a pod is to do.

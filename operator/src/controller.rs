@@ -34,6 +34,7 @@ pub mod decide;
 pub mod ending;
 pub mod facts;
 pub mod ledger;
+mod objects;
 pub mod observe;
 pub mod orphans;
 pub mod plan_step;

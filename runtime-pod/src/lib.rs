@@ -5,6 +5,7 @@ pub mod assignment;
 pub mod attribution;
 pub mod batch_file;
 pub mod bench;
+pub mod bucket;
 pub mod cpu;
 pub mod engine;
 pub mod fail_point;

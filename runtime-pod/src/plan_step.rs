@@ -8,13 +8,15 @@ mod readers;
 mod solve;
 
 use crate::assignment::{self, AssignmentError};
+use crate::batch_file::file_error::FileError;
+use crate::bucket::{Address, Bucket, NoCredentials, Use};
 use crate::run::Surroundings;
 use crate::tokenizer::TokenizerError;
 use count::{Counts, MODELS};
 use joulecast_crds::names::{ENV_PLAN_SPEC, exit};
 use joulecast_crds::plan_step::{CANDIDATES, PlanFigures, PlanReport, PlanSpec};
 use joulecast_crds::report::Failure;
-use joulecast_crds::run_spec::VERSION;
+use joulecast_crds::run_spec::{BucketObject, VERSION};
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -42,6 +44,12 @@ pub enum PlanError {
         /// Why not.
         source: io::Error,
     },
+    /// The object that holds the input cannot be read.
+    #[error("input {0}")]
+    InputObject(#[source] FileError),
+    /// The key of a bucket is not told.
+    #[error(transparent)]
+    Credentials(#[from] NoCredentials),
     /// A tokenizer cannot be had.
     #[error("model {model}: {source}")]
     Tokenizer {
@@ -73,6 +81,9 @@ pub enum PlanError {
         /// Why not.
         source: io::Error,
     },
+    /// Nor its object.
+    #[error("assignment {0}")]
+    AssignmentObject(#[source] FileError),
     /// It was asked to stop.
     #[error("stopped before the plan was made")]
     Stopped,
@@ -84,12 +95,13 @@ impl PlanError {
     pub fn reason(&self) -> &'static str {
         match self {
             Self::Missing | Self::Malformed(_) | Self::Field(_) => "PlanSpecInvalid",
-            Self::Input { .. } => "InputUnreadable",
+            Self::Input { .. } | Self::InputObject(_) => "InputUnreadable",
+            Self::Credentials(_) => "CredentialsMissing",
             Self::Tokenizer { .. } => "TokenizerUnreadable",
             Self::Problem(_) => "PlanProblem",
             Self::Infeasible(_) => "Infeasible",
             Self::Undecided { .. } => "Undecided",
-            Self::Assignment(_) | Self::Directory { .. } => "AssignmentUnwritable",
+            Self::Assignment(_) | Self::Directory { .. } | Self::AssignmentObject(_) => "AssignmentUnwritable",
             Self::Stopped => "Stopped",
         }
     }
@@ -99,18 +111,30 @@ impl PlanError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Stopped => exit::STOPPED,
-            Self::Assignment(_) | Self::Directory { .. } => exit::FAILED,
+            Self::Assignment(_) | Self::Directory { .. } | Self::AssignmentObject(_) => exit::FAILED,
+            Self::InputObject(error) if error.source.kind() != io::ErrorKind::NotFound => exit::FAILED,
             Self::Input { source, .. } if source.kind() != io::ErrorKind::NotFound => exit::FAILED,
             _ => exit::INVALID,
         }
     }
 }
 
-/// Reads a plan specification.
+/// What is to be planned.
+#[derive(Debug, Clone)]
+pub struct Question {
+    /// The specification.
+    pub spec: PlanSpec,
+    /// The object that holds the input, which is copied to the specification's path.
+    pub input: Option<Address>,
+    /// The object that is to hold the assignment.
+    pub assignment: Option<Address>,
+}
+
+/// Reads what is to be planned; `variable` gives the environment's keys of buckets.
 ///
 /// # Errors
-/// [`PlanError::Missing`], [`PlanError::Malformed`], [`PlanError::Field`].
-pub fn read_spec(json: Option<&str>) -> Result<PlanSpec, PlanError> {
+/// [`PlanError::Missing`], [`PlanError::Malformed`], [`PlanError::Field`], [`PlanError::Credentials`].
+pub fn read_spec(json: Option<&str>, variable: &dyn Fn(&str) -> Option<String>) -> Result<Question, PlanError> {
     let spec: PlanSpec = serde_json::from_str(json.ok_or(PlanError::Missing)?)?;
     let wrong = |text: String| Err(PlanError::Field(text));
     if spec.version != VERSION {
@@ -140,14 +164,19 @@ pub fn read_spec(json: Option<&str>) -> Result<PlanSpec, PlanError> {
     if !(spec.time_limit_seconds > 0.0 && spec.time_limit_seconds <= 86_400.0) {
         return wrong(format!("timeLimitSeconds: {} is out of range", spec.time_limit_seconds));
     }
-    Ok(spec)
+    let object = |object: &Option<BucketObject>, what| {
+        object.clone().map(|object| Address::of(object, what, variable)).transpose()
+    };
+    let input = object(&spec.input_object, Use::Input)?;
+    let assignment = object(&spec.assignment_object, Use::Output)?;
+    Ok(Question { spec, input, assignment })
 }
 
 /// Plans what the specification says; gives the termination message and the exit code.
 #[must_use]
-pub fn plan(spec: Result<PlanSpec, PlanError>, threads: usize, around: &Surroundings) -> (String, u8) {
-    let (run, result) = match spec {
-        Ok(spec) => (Some(spec.run.clone()), figures(&spec, threads, around)),
+pub fn plan(question: Result<Question, PlanError>, threads: usize, around: &Surroundings) -> (String, u8) {
+    let (run, result) = match question {
+        Ok(question) => (Some(question.spec.run.clone()), figures(&question, threads, around)),
         Err(error) => (None, Err(error)),
     };
     let (plan, failure, code) = match result {
@@ -167,7 +196,13 @@ pub fn plan(spec: Result<PlanSpec, PlanError>, threads: usize, around: &Surround
     (message.expect("a report serializes"), code)
 }
 
-fn figures(spec: &PlanSpec, threads: usize, around: &Surroundings) -> Result<PlanFigures, PlanError> {
+fn figures(question: &Question, threads: usize, around: &Surroundings) -> Result<PlanFigures, PlanError> {
+    let Question { spec, input, assignment } = question;
+    if let Some(object) = input {
+        let bucket = Bucket::open(object).map_err(PlanError::InputObject)?;
+        let to = Path::new(&spec.input_path);
+        bucket.download(&[object.object.key.clone()], to).map_err(PlanError::InputObject)?;
+    }
     let began = (around.clock)();
     let counts = read(spec, threads, around)?;
     let read = (around.clock)();
@@ -188,6 +223,10 @@ fn figures(spec: &PlanSpec, threads: usize, around: &Surroundings) -> Result<Pla
         && let Some(chosen) = &chosen
     {
         figures.assignment_sha256 = Some(write(path, &counts.by_line(chosen))?);
+        if let Some(object) = assignment {
+            let bucket = Bucket::open(object).map_err(PlanError::AssignmentObject)?;
+            bucket.upload(path, &object.object.key).map_err(PlanError::AssignmentObject)?;
+        }
     }
     figures.read_milliseconds = milliseconds(read - began);
     figures.solve_milliseconds = milliseconds(solved - read);

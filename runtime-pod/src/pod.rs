@@ -6,19 +6,21 @@
 
 use crate::batch_file::file_error::FileError;
 use crate::batch_file::parts::{Role, Who};
+use crate::bucket::{Address, NoCredentials, Use};
 use crate::engine::{EngineName, LoadOptions, Provider};
 use crate::fail_point;
 use crate::report;
 use crate::request_sums::{BadForecast, RequestTally};
 use crate::run::journal::{Entry, Journal};
 use crate::run::share::Division;
-use crate::run::{Outcome, Run, Surroundings, run};
+use crate::run::{Objects, Outcome, Run, Surroundings, run};
 use joulecast_crds::names::{ENV_COMPLETION_INDEX, ENV_RUN_SPEC, exit};
 use joulecast_crds::report::Failure;
 use joulecast_crds::run_spec::{RunSpec, Task, VERSION};
 use joulecast_crds::{self as crds};
 use joulecast_meter::modelled::watts::Watts;
 use joulecast_meter::{Milliwatts, choice};
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io::{self, Write};
 use std::path::Path;
@@ -49,6 +51,9 @@ pub enum SpecError {
         /// Blocks.
         shards: u32,
     },
+    /// The key of a bucket is not told.
+    #[error(transparent)]
+    Credentials(#[from] NoCredentials),
     /// What it was predicted by.
     #[error("{ENV_RUN_SPEC}: {0}; operator and runtime image may be of different releases")]
     Forecast(#[from] BadForecast),
@@ -73,6 +78,8 @@ pub struct Environment {
     pub name: String,
     /// Its index in an indexed Job.
     pub index: Option<String>,
+    /// The keys of buckets, by the names of their variables.
+    pub bucket_keys: BTreeMap<String, String>,
 }
 
 /// What a pod is to do.
@@ -109,6 +116,8 @@ pub fn read_spec(environment: &Environment, mut metering: choice::Settings) -> R
         device_class,
         input_path,
         output_path,
+        input_object,
+        output_object,
         task,
         shards,
         assignment,
@@ -141,6 +150,7 @@ pub fn read_spec(environment: &Environment, mut metering: choice::Settings) -> R
     if let Some(slot) = &mut metering.slot {
         slot.job = Some(run.job.clone());
     }
+    let key = |name: &str| environment.bucket_keys.get(name).cloned();
     let name = plain(&environment.name);
     let configuration = run.configuration;
     let role = match task {
@@ -159,6 +169,10 @@ pub fn read_spec(environment: &Environment, mut metering: choice::Settings) -> R
         device_class,
         input: input_path.into(),
         output: output_path.into(),
+        objects: Objects {
+            input: input_object.map(|object| Address::of(object, Use::Input, &key)).transpose()?,
+            output: output_object.map(|object| Address::of(object, Use::Output, &key)).transpose()?,
+        },
         overwrite: true,
         id: plain(&run.job_uid),
         attempt: who.to_string(),
@@ -218,7 +232,9 @@ pub fn pod(order: Result<Order, SpecError>, around: &Surroundings) -> Ended {
         }
         Err(error) => {
             tracing::error!("{error}");
-            let failure = Failure { reason: "RunSpecInvalid".to_owned(), message: error.to_string() };
+            let reason =
+                if matches!(error, SpecError::Credentials(_)) { "CredentialsMissing" } else { "RunSpecInvalid" };
+            let failure = Failure { reason: reason.to_owned(), message: error.to_string() };
             // No report: nothing is known of engine, provider or run.
             let message = serde_json::json!({"version": VERSION, "failure": failure}).to_string();
             Ended { message, code: exit::INVALID, journal: None }
@@ -286,7 +302,7 @@ mod tests {
     }
 
     fn environment(spec: Option<String>, index: Option<&str>) -> Environment {
-        Environment { spec, name: "pod-x\n".to_owned(), index: index.map(str::to_owned) }
+        Environment { spec, name: "pod-x\n".to_owned(), index: index.map(str::to_owned), ..Environment::default() }
     }
 
     #[test]
@@ -307,6 +323,30 @@ mod tests {
             assert_eq!(report::provider(provider_name(*provider)), *provider);
             assert_eq!(provider_name(*provider).as_str(), provider.as_str());
         }
+    }
+
+    #[test]
+    fn objects_come_with_the_keys_of_the_environment() {
+        let mut spec = spec();
+        let object =
+            |signed| json!({"bucket": "b", "key": "k/in", "region": "eu", "pathStyle": true, "signed": signed});
+        spec["inputObject"] = object(false);
+        spec["outputObject"] = object(true);
+        let mut environment = environment(Some(spec.to_string()), None);
+        let error = read_spec(&environment, metering()).unwrap_err().to_string();
+        assert!(error.contains("JOULECAST_OUTPUT_ACCESS_KEY_ID") && error.contains("spec.output.s3"), "{error}");
+        let mut set = |name: &str, value: &str| drop(environment.bucket_keys.insert(name.to_owned(), value.to_owned()));
+        set("JOULECAST_OUTPUT_ACCESS_KEY_ID", "id");
+        set("JOULECAST_OUTPUT_SECRET_ACCESS_KEY", "hush");
+        set("JOULECAST_OUTPUT_SESSION_TOKEN", "");
+        let Objects { input, output } = read_spec(&environment, metering()).unwrap().run.objects;
+        assert_eq!(
+            (input.unwrap().credentials, output.as_ref().unwrap().to_string()),
+            (None, "s3://b/k/in".to_owned())
+        );
+        let credentials = output.unwrap().credentials.unwrap();
+        assert_eq!((credentials.secret.as_str(), credentials.token.clone()), ("hush", None));
+        assert!(!format!("{credentials:?}").contains("hush"));
     }
 
     #[test]

@@ -18,6 +18,8 @@ use crate::batch_file::parts::{Attempt, Parts, Who};
 use crate::batch_file::result::Frame;
 use crate::batch_file::results::Results;
 use crate::batch_file::{CustomIds, Finished, Lines, MAX_LINE_BYTES, Output, OutputError, lines, merged};
+use crate::bucket::mirror::Mirror;
+use crate::bucket::{Address, opened};
 use crate::engine::{self, EngineInfo, LoadOptions};
 use crate::generate::{Generator, Summary};
 use crate::progress::Progress;
@@ -58,6 +60,8 @@ pub struct Run {
     pub input: PathBuf,
     /// Output file.
     pub output: PathBuf,
+    /// The objects behind them; the files are copies on the pod's own disk then.
+    pub objects: Objects,
     /// Whether an output that exists is replaced once the new one is whole.
     pub overwrite: bool,
     /// Whose results belong together: the UID of the job; letters, digits, `-`, `.`.
@@ -74,6 +78,15 @@ pub struct Run {
     pub metering: choice::Settings,
     /// The energy model that it was placed by.
     pub forecast: Option<Forecast>,
+}
+
+/// Objects in buckets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Objects {
+    /// The one that holds the requests.
+    pub input: Option<Address>,
+    /// The one that is to hold the results.
+    pub output: Option<Address>,
 }
 
 impl Run {
@@ -158,11 +171,20 @@ pub fn run(run: &Run, around: &Surroundings) -> Outcome {
 /// Begins an attempt, does its task, and closes its journal.
 fn attempt(run: &Run, around: &Surroundings, book: &mut Book, kept: &mut Option<Journal>) -> Result<(), RunFailure> {
     let input_error = |source| RunFailure::Input { path: run.input.clone(), source };
+    if let Some(object) = &run.objects.input {
+        let bucket = opened(object).map_err(RunFailure::InputObject)?;
+        bucket.download(&[object.object.key.clone()], &run.input).map_err(RunFailure::InputObject)?;
+        tracing::info!(from = %object, "the input is on disk");
+    }
     let input = File::open(&run.input).map_err(input_error)?;
     if input.metadata().map_err(input_error)?.is_dir() {
         return Err(input_error(std::io::Error::from(std::io::ErrorKind::IsADirectory)));
     }
-    let parts = Parts::of(&run.output, &run.id)?;
+    let mut parts = Parts::of(&run.output, &run.id)?;
+    if let Some(object) = &run.objects.output {
+        let bucket = opened(object).map_err(OutputError::from)?;
+        parts = parts.mirrored(Arc::new(Mirror::new(bucket, &object.object.key, &run.id)));
+    }
     if run.output.exists() && !run.overwrite {
         return Err(OutputError::Exists(run.output.clone()).into());
     }
@@ -170,23 +192,29 @@ fn attempt(run: &Run, around: &Surroundings, book: &mut Book, kept: &mut Option<
         refuse_another_run(run, &parts)?;
     }
     let (attempt, file) = parts.begin(run.who.clone()).map_err(OutputError::from)?;
-    let journal = kept.insert(Journal::new(parts.journal(&attempt), file));
+    let journal = kept.insert(Journal::new(parts.journal(&attempt), file).mirrored(parts.mirror().cloned()));
     journal.write(&journal::Entry::Begun(begun(run, around))).map_err(OutputError::from)?;
     let work = Work { run, around, parts: &parts, attempt: &attempt, journal };
     let mut result = guarded(|| work.done(book, input));
     // Whatever stopped this attempt, another one may have finished the output.
-    if result.is_err()
-        && let Some(finished) = merged::finished(&parts)?
-    {
-        work.finished(book, finished);
-        result = Ok(());
+    if result.is_err() {
+        match merged::finished(&parts) {
+            Ok(Some(finished)) => {
+                work.finished(book, finished);
+                result = Ok(());
+            }
+            Ok(None) => {}
+            // What stopped it first is told.
+            Err(error) => tracing::error!(%error, "whether another attempt finished the output is not known"),
+        }
     }
     let ended = journal::Entry::Ended(watch::ended(book.recording.as_ref(), around.progress.own()));
     // The report still bears the figures.
     if let Err(error) = journal.write(&ended).and_then(|()| journal.sync()) {
         tracing::error!(%error, "the journal lacks the final figures");
     }
-    match earlier::find(&parts, &attempt, run.merges()) {
+    let looked = parts.look_around().map_err(OutputError::from);
+    match looked.and_then(|()| earlier::find(&parts, &attempt, run.merges())) {
         Ok(earlier) => book.earlier = earlier,
         Err(error) => tracing::error!(%error, "what earlier attempts spent is not reported"),
     }

@@ -1,8 +1,12 @@
-//! The program is killed at every point where it writes, renames or reports, and started anew until it is done: no line is
+//! On a volume and in a bucket, the program is killed at every point where it writes, renames or reports, and started anew until it is done: no line is
 //! lost or doubled, what was written is not computed again, and the joules of every attempt are reported.
 //!
 //! Needs a build with the feature `fail-points`: `make kills`.
 
+#[path = "kills/bucket_server.rs"]
+mod bucket_server;
+#[path = "kills/buckets.rs"]
+mod buckets;
 #[path = "kills/pods.rs"]
 mod pods;
 
@@ -102,25 +106,44 @@ fn run_to_the_end(job: &Job, points: &[(&str, u32)]) -> (Vec<Attempt>, Ledger) {
     unreachable!("the points go on for ever")
 }
 
-#[test]
-fn killed_anywhere_and_started_anew_nothing_is_lost_or_doubled() {
-    let undisturbed = Job::new(LINES, BATCH);
+/// Kills a job at each of the points, each time a new one.
+fn kill_at_each(points: &[(&str, u32)], job: fn(u64, u64) -> Job) {
+    let undisturbed = job(LINES, BATCH);
     let (attempts, _) = run_to_the_end(&undisturbed, &[]);
     let want = undisturbed.answers();
     assert_eq!((attempts.len(), want.len() as u64), (1, LINES));
-    for &point in POINTS {
-        let mut job = Job::new(LINES, BATCH);
-        // Long enough for entries of the journal.
-        job.slow(point.0.starts_with("journal-"));
+    for &point in points {
+        let mut job = job(LINES, BATCH);
+        // Long enough for entries of the journal, and for what is shipped every second.
+        job.slow(point.0.starts_with("journal-") || point.0.contains("ship"));
         let (attempts, ledger) = run_to_the_end(&job, &[point]);
         assert_eq!(attempts.len(), 2, "{point:?} was not passed\n{}", attempts[0].log);
         assert_eq!(job.answers(), want, "{point:?}");
-        ledger.covers(&attempts);
+        // Whoever is killed before it begins has metered nothing.
+        ledger.covers(if point.0 == "fetch" { &attempts[1..] } else { &attempts });
         let report = attempts[1].report.as_ref().unwrap();
         assert_eq!((report.lines.total, report.lines.done), (LINES, LINES), "{point:?}");
         assert_eq!(report.output_sha256, Some(job.output_sha256()), "{point:?}");
         assert_eq!(report.repeated_lines, 0, "{point:?}");
     }
+}
+
+/// All points that a job passes are in its table.
+fn none_is_missing(points: &[(&str, u32)], mut job: Job) {
+    job.slow(true);
+    let attempt = job.attempt("pod-0", Some("list"));
+    assert_eq!(attempt.code, Some(0), "{}", attempt.log);
+    let mut told: Vec<_> = attempt.log.lines().filter_map(|line| Some(line.split_once("fail point ")?.1)).collect();
+    let mut known: Vec<_> = points.iter().map(|point| point.0).collect();
+    known.sort_unstable();
+    known.dedup();
+    told.sort_unstable();
+    assert_eq!(told, known);
+}
+
+#[test]
+fn killed_anywhere_and_started_anew_nothing_is_lost_or_doubled() {
+    kill_at_each(POINTS, Job::new);
 }
 
 #[test]
@@ -150,26 +173,24 @@ fn killed_again_and_again_each_attempt_goes_on_where_the_last_one_was() {
 
 #[test]
 fn no_point_is_missing_from_the_table() {
-    let mut job = Job::new(LINES, BATCH);
-    job.slow(true);
-    let attempt = job.attempt("pod-0", Some("list"));
-    assert_eq!(attempt.code, Some(0), "{}", attempt.log);
-    let mut told: Vec<_> = attempt.log.lines().filter_map(|line| Some(line.split_once("fail point ")?.1)).collect();
-    let mut known: Vec<_> = POINTS.iter().map(|point| point.0).collect();
-    known.sort_unstable();
-    known.dedup();
-    told.sort_unstable();
-    assert_eq!(told, known);
+    none_is_missing(POINTS, Job::new(LINES, BATCH));
 }
 
 #[test]
 fn shards_and_configurations_are_killed_too_and_merged_once_all_are_done() {
-    let job = Job::new(LINES, BATCH);
+    divided(&Job::new(LINES, BATCH), "record-written:2", |_| 2);
+}
+
+/// Two configurations of two shards each, killed once each at this point, and then put together. `kept` says how many of
+/// its lines a shard has by then.
+fn divided(job: &Job, point: &str, kept: fn(u64) -> u64) {
     let mut writer = Writer::create(&job.path("assignment")).unwrap();
     (0..LINES).for_each(|line| writer.push(u32::from(line % 3 == 0)).unwrap());
-    let assignment = writer.finish().unwrap();
+    let mut assignment = writer.finish().unwrap();
+    job.assign(&job.path("assignment"));
     let runs = [(0u32, 0u32), (0, 1), (1, 0), (1, 1)];
-    let spec = |configuration: u32| {
+    let mut spec = |configuration: u32, name: &str| {
+        assignment.path = job.assignment(name).display().to_string();
         json!({"shards": 2, "assignment": assignment, "run": {"namespace": "n", "job": "j", "jobUid": "uid", "epoch": 1,
             "configuration": configuration}})
     };
@@ -177,14 +198,15 @@ fn shards_and_configurations_are_killed_too_and_merged_once_all_are_done() {
     let mut own = 0;
     let merge = json!({"task": "Merge"});
     for (number, (configuration, shard)) in runs.into_iter().enumerate() {
-        for fail_point in [Some("record-written:2"), None] {
+        for fail_point in [Some(point), None] {
             let name = format!("pod-{configuration}-{shard}-{}", fail_point.is_some());
-            let attempt = job.attempt_with(&name, fail_point, &spec(configuration), Some(shard));
+            let attempt = job.attempt_with(&name, fail_point, &spec(configuration, &name), Some(shard));
             assert_eq!(attempt.code, fail_point.is_none().then_some(0), "{}", attempt.log);
             ledger.take(&attempt);
             if let Some(report) = &attempt.report {
                 assert!(report.merge_pending && report.output_sha256.is_none());
-                assert_eq!((report.lines.done, report.lines.taken_over), (report.lines.total, 2));
+                let total = report.lines.total;
+                assert_eq!((report.lines.done, report.lines.taken_over), (total, kept(total)));
                 assert_eq!(report.shard, shard);
                 own += report.lines.total;
             }

@@ -2,8 +2,9 @@
 
 use super::access::{Access, block_on};
 use super::reading_pod::{Reading, image_of};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use joulecast_crds::inference_job::Output;
 use joulecast_crds::{InferenceJob, names};
 use kube::Api;
 use serde_json::Value;
@@ -20,11 +21,11 @@ pub struct Results {
     limit: Option<u64>,
     /// text for people; jsonl for the lines of the output file as they are.
     #[arg(short, long, default_value = "text")]
-    output: Output,
+    output: Form,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Output {
+enum Form {
     Text,
     Jsonl,
 }
@@ -39,19 +40,21 @@ impl Results {
             let client = self.access.client().await?;
             let jobs: Api<InferenceJob> = Api::default_namespaced(client.clone());
             let job = jobs.get(&self.job).await.with_context(|| format!("InferenceJob {} cannot be read", self.job))?;
+            let file = match &job.spec.output {
+                Output { persistent_volume_claim: Some(claim), s3: _ } => claim,
+                Output { persistent_volume_claim: None, s3: Some(object) } => bail!(
+                    "the results are the object {object}: read it with a client of its server, for example `aws s3 cp {object} -`"
+                ),
+                Output { persistent_volume_claim: None, s3: None } => bail!("{}: spec.output names nothing", self.job),
+            };
             let label = format!("{}={}", names::LABEL_JOB, self.job);
             let image = image_of(&client, &label).await.with_context(|| format!("InferenceJob {}", self.job))?;
-            let reading = Reading {
-                of: &self.job,
-                image: &image,
-                file: &job.spec.output.persistent_volume_claim,
-                overrides: &job.spec.pod_template,
-                limit: self.limit,
-            };
+            let reading =
+                Reading { of: &self.job, image: &image, file, overrides: &job.spec.pod_template, limit: self.limit };
             let mut print = |line: &str| -> Result<()> {
                 match self.output {
-                    Output::Jsonl => writeln!(out, "{line}")?,
-                    Output::Text => out.write_all(text(line).as_bytes())?,
+                    Form::Jsonl => writeln!(out, "{line}")?,
+                    Form::Text => out.write_all(text(line).as_bytes())?,
                 }
                 Ok(())
             };

@@ -6,8 +6,9 @@
 use crate::config::Config;
 use crate::controller::decide::{ChildAction, Decision, Launch, fitted};
 use crate::controller::facts::Place;
-use crate::controller::plan_step::job::{assignment_path, input_path, inside, plan_job};
-use crate::controller::validate::{InputFile, ValidJob};
+use crate::controller::objects;
+use crate::controller::plan_step::job::{assignment_path, input_path, inside, output_path, plan_job};
+use crate::controller::validate::{InputFile, OutputFile, ValidJob};
 use crate::progress::ProgressKey;
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::names::{
@@ -286,7 +287,7 @@ fn environment(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressK
         value_from: None,
     });
     let own_name = EnvVar { name: ENV_POD_NAME.into(), value: None, value_from: Some(own_name) };
-    given.into_iter().chain([own_name]).collect()
+    given.into_iter().chain([own_name]).chain(objects::variables(job)).collect()
 }
 
 fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
@@ -306,7 +307,9 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
         provider: launch.chosen.provider,
         device_class: launch.chosen.device_class,
         input_path: input_path(job),
-        output_path: inside(OUTPUT_DIR, &job.output.path),
+        output_path: output_path(job),
+        input_object: objects::input(job).map(objects::told),
+        output_object: objects::output(job).map(objects::told),
         task: launch.task,
         shards: u32::try_from(shards(launch, job)).unwrap_or(1),
         assignment: launch.assignment.clone().map(|(sha256, requests)| Assignment {
@@ -329,7 +332,9 @@ pub(super) fn volumes(models: &[(String, &ClaimPath)], job: &ValidJob) -> (Vec<V
     if let InputFile::Claim(claim) = &job.input {
         claims.push((INPUT_DIR, claim, true));
     }
-    claims.push((OUTPUT_DIR, &job.output, false));
+    if let OutputFile::Claim(claim) = &job.output {
+        claims.push((OUTPUT_DIR, claim, false));
+    }
     let mut volumes: Vec<Volume> = Vec::new();
     let mut mounts = Vec::new();
     for (directory, claim, read_only) in &claims {
@@ -362,6 +367,10 @@ pub(super) fn volumes(models: &[(String, &ClaimPath)], job: &ValidJob) -> (Vec<V
         });
         mounts.push(mount("input", INPUT_DIR, true));
     }
+    if let Some((volume, mount)) = objects::scratch(job) {
+        volumes.push(volume);
+        mounts.push(mount);
+    }
     (volumes, mounts)
 }
 
@@ -374,7 +383,7 @@ fn mount(volume: &str, directory: &str, read_only: bool) -> VolumeMount {
     }
 }
 
-/// Lets in the operator and the configured peers to the progress port, and nothing out: a run needs no network.
+/// Lets in the operator and the configured peers to the progress port, and nothing out but to the servers of its buckets.
 fn network_policy(epoch: u32, job: &ValidJob, config: &Config) -> Option<NetworkPolicy> {
     let peers = config.network_policy.as_ref()?;
     let from = std::iter::once(&peers.operator).chain(&peers.extra_from).cloned().collect();
@@ -394,7 +403,7 @@ fn network_policy(epoch: u32, job: &ValidJob, config: &Config) -> Option<Network
                     end_port: None,
                 }]),
             }]),
-            egress: None,
+            egress: objects::egress(job),
         }),
     })
 }
@@ -443,7 +452,8 @@ mod tests {
             |spec| {
                 spec.input.config_map = None;
                 spec.input.persistent_volume_claim = Some(same);
-                spec.output.persistent_volume_claim = ClaimPath { claim_name: "work".into(), path: "out.jsonl".into() };
+                spec.output.persistent_volume_claim =
+                    Some(ClaimPath { claim_name: "work".into(), path: "out.jsonl".into() });
             },
             &samples::config(),
         );
@@ -459,6 +469,35 @@ mod tests {
             facts,
             [("model", "/model", Some(true)), ("input", "/input", Some(true)), ("input", "/output", None)]
         );
+    }
+
+    #[test]
+    fn objects_need_a_disk_and_no_volumes_of_the_job() {
+        let prepared = built(
+            |spec| {
+                let object = |key: &str| {
+                    json!({"s3": {"bucket": "batches", "key": key, "region": "eu-1",
+                    "endpoint": "http://minio:9000", "credentialsSecret": {"name": "bucket"}}})
+                };
+                spec.input = serde_json::from_value(object("in.jsonl")).unwrap();
+                spec.output = serde_json::from_value(object("out.jsonl")).unwrap();
+            },
+            &samples::config(),
+        );
+        let pod = pod(&prepared);
+        let names: Vec<_> = pod.volumes.as_ref().unwrap().iter().map(|volume| volume.name.as_str()).collect();
+        assert_eq!(names, ["model", "scratch"]);
+        let environment = pod.containers[0].env.as_ref().unwrap();
+        assert!(environment.iter().any(|variable| variable.name == "JOULECAST_OUTPUT_SECRET_ACCESS_KEY"));
+        let run: RunSpec = serde_json::from_str(environment[0].value.as_ref().unwrap()).unwrap();
+        assert_eq!(
+            (run.input_path.as_str(), run.output_path.as_str()),
+            ("/scratch/input.jsonl", "/scratch/output.jsonl")
+        );
+        let output = run.output_object.unwrap();
+        assert_eq!((output.key.as_str(), output.signed, output.path_style), ("out.jsonl", true, true));
+        let policy = prepared.network_policy.unwrap().spec.unwrap();
+        assert_eq!(policy.egress.unwrap()[0].ports.as_ref().unwrap().len(), 3);
     }
 
     #[test]

@@ -12,6 +12,7 @@ use crate::config::{Config, Runtime};
 use crate::controller::basis;
 use crate::controller::candidates::Runnable;
 use crate::controller::decide::fitted;
+use crate::controller::objects;
 use crate::controller::observe::Snapshot;
 use crate::controller::validate::{Fraction, ModelOption, ValidJob};
 use crate::energy_model::select::Fitting;
@@ -190,6 +191,8 @@ fn question(snapshot: &Snapshot, job: &ValidJob, modelled: &[Modelled], epoch: u
             configuration: 0,
         },
         input_path: job::input_path(job),
+        input_object: objects::input(job).map(objects::told),
+        assignment_object: job::assignment_object(job, epoch).filter(|_| !job.plan_only),
         assignment_path: (!job.plan_only).then(|| job::assignment_path(job, epoch)),
         models,
         candidates,

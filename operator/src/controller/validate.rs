@@ -8,6 +8,7 @@ use joulecast_crds::inference_job::{
     ShareBound,
 };
 use joulecast_crds::inference_model::{Accuracy, Artifact as ApiArtifact, ClaimPath, InferenceModelSpec};
+use joulecast_crds::s3::S3Object;
 use joulecast_crds::{ArtifactFormat, DeviceClass, EngineName, InferenceJob, InferenceModel, Provider, names};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 use std::collections::BTreeMap;
@@ -29,7 +30,7 @@ pub struct ValidJob {
     /// Where the requests come from.
     pub input: InputFile,
     /// Where the results go.
-    pub output: ClaimPath,
+    pub output: OutputFile,
     /// Weight of energy against accuracy.
     pub zeta: Fraction,
     /// Engines that may be used, in the order of preference; all if empty.
@@ -142,6 +143,17 @@ pub enum InputFile {
     Claim(ClaimPath),
     /// A key of a ConfigMap.
     ConfigMap(ConfigMapKey),
+    /// An object in a bucket.
+    Object(S3Object),
+}
+
+/// Where the results go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OutputFile {
+    /// A file on a claim.
+    Claim(ClaimPath),
+    /// An object in a bucket.
+    Object(S3Object),
 }
 
 /// A number between 0 and 1, with the text that it was written as.
@@ -192,6 +204,14 @@ pub enum Invalid {
         /// Its value.
         path: String,
     },
+    /// A key that servers read in different ways.
+    #[error("{field}: {key:?} has an empty, '.' or '..' part: give a plain key")]
+    Key {
+        /// The field.
+        field: String,
+        /// Its value.
+        key: String,
+    },
     /// A directory where a file must be named.
     #[error("{field}: names the root of the volume: give the path of a file")]
     NotAFile {
@@ -232,7 +252,7 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
     let InferenceJobSpec {
         models,
         input,
-        output: Output { persistent_volume_claim: output },
+        output,
         objective: Objective { zeta },
         constraints:
             ApiConstraints {
@@ -270,8 +290,13 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
         return Err(Invalid::ReservedLabel { key: key.clone() });
     }
     let input = input_file(input)?;
-    let output = file("spec.output.persistentVolumeClaim.path", output)?;
-    if input == InputFile::Claim(output.clone()) {
+    let output = output_file(output)?;
+    let same = match (&input, &output) {
+        (InputFile::Claim(input), OutputFile::Claim(output)) => input == output,
+        (InputFile::Object(input), OutputFile::Object(output)) => input.is(output),
+        _ => false,
+    };
+    if same {
         return Err(Invalid::OutputIsInput);
     }
     let plan_only = job.metadata.labels.as_ref().is_some_and(|labels| labels.contains_key(names::LABEL_PLAN_ONLY));
@@ -369,13 +394,35 @@ fn known(name: &str, spec: &InferenceModelSpec) -> Result<ModelOption, Invalid> 
 }
 
 fn input_file(input: &Input) -> Result<InputFile, Invalid> {
-    match (&input.persistent_volume_claim, &input.config_map) {
-        (Some(claim), None) => Ok(InputFile::Claim(file("spec.input.persistentVolumeClaim.path", claim)?)),
-        (None, Some(key)) => Ok(InputFile::ConfigMap(key.clone())),
+    let Input { persistent_volume_claim, config_map, s3 } = input;
+    match (persistent_volume_claim, config_map, s3) {
+        (Some(claim), None, None) => Ok(InputFile::Claim(file("spec.input.persistentVolumeClaim.path", claim)?)),
+        (None, Some(key), None) => Ok(InputFile::ConfigMap(key.clone())),
+        (None, None, Some(s3)) => Ok(InputFile::Object(object("spec.input.s3", s3)?)),
         _ => Err(Invalid::Source {
             field: "spec.input".into(),
-            expected: "exactly one of persistentVolumeClaim and configMap",
+            expected: "exactly one of persistentVolumeClaim, configMap and s3",
         }),
+    }
+}
+
+fn output_file(output: &Output) -> Result<OutputFile, Invalid> {
+    let Output { persistent_volume_claim, s3 } = output;
+    match (persistent_volume_claim, s3) {
+        (Some(claim), None) => Ok(OutputFile::Claim(file("spec.output.persistentVolumeClaim.path", claim)?)),
+        (None, Some(s3)) => Ok(OutputFile::Object(object("spec.output.s3", s3)?)),
+        _ => Err(Invalid::Source {
+            field: "spec.output".into(),
+            expected: "exactly one of persistentVolumeClaim and s3",
+        }),
+    }
+}
+
+/// The object, whose key has no parts that servers read in different ways.
+fn object(field: &str, object: &S3Object) -> Result<S3Object, Invalid> {
+    match object.key.split('/').any(|part| matches!(part, "" | "." | "..")) {
+        true => Err(Invalid::Key { field: format!("{field}.key"), key: object.key.clone() }),
+        false => Ok(object.clone()),
     }
 }
 
@@ -406,10 +453,19 @@ mod tests {
         validate(&job, &samples::models()).map_err(|error| error.to_string())
     }
 
+    fn claim(spec: &mut InferenceJobSpec) -> &mut ClaimPath {
+        spec.output.persistent_volume_claim.as_mut().unwrap()
+    }
+
+    fn object(key: &str) -> S3Object {
+        serde_json::from_value(serde_json::json!({"bucket": "batches", "key": key})).unwrap()
+    }
+
     #[test]
     fn the_sample_is_valid_and_its_paths_get_one_spelling() {
-        let valid = with(|spec| spec.output.persistent_volume_claim.path = "./out//results.jsonl".into()).unwrap();
-        assert_eq!(valid.output.path, "out/results.jsonl");
+        let valid = with(|spec| claim(spec).path = "./out//results.jsonl".into()).unwrap();
+        let OutputFile::Claim(output) = valid.output else { panic!("{:?}", valid.output) };
+        assert_eq!(output.path, "out/results.jsonl");
         assert_eq!(valid.max_failed_fraction.value(), 0.1);
     }
 
@@ -426,16 +482,29 @@ mod tests {
             (|s| s.max_failed_fraction = "1.5".into(), &["spec.maxFailedFraction", "1.5", "between 0 and 1"]),
             (|s| s.objective.zeta = "NaN".into(), &["spec.objective.zeta", "NaN"]),
             (|s| s.constraints.min_accuracy = Some("-0".into()), &["spec.constraints.minAccuracy"]),
-            (|s| s.output.persistent_volume_claim.path = "../x".into(), &["spec.output", "../x", "without '..'"]),
-            (|s| s.output.persistent_volume_claim.path = "/x".into(), &["spec.output", "/x"]),
-            (|s| s.output.persistent_volume_claim.path = ".".into(), &["spec.output", "path of a file"]),
+            (|s| claim(s).path = "../x".into(), &["spec.output", "../x", "without '..'"]),
+            (|s| claim(s).path = "/x".into(), &["spec.output", "/x"]),
+            (|s| claim(s).path = ".".into(), &["spec.output", "path of a file"]),
             (|s| s.input.config_map = None, &["spec.input", "exactly one"]),
+            (|s| s.input.s3 = Some(object("a")), &["spec.input", "exactly one"]),
+            (|s| s.output.s3 = Some(object("a")), &["spec.output", "exactly one"]),
+            (
+                |s| s.output = Output { persistent_volume_claim: None, s3: Some(object("a//b")) },
+                &["spec.output.s3.key"],
+            ),
+            (
+                |s| {
+                    s.input = Input { persistent_volume_claim: None, config_map: None, s3: Some(object("a")) };
+                    s.output = Output { persistent_volume_claim: None, s3: Some(object("a")) };
+                },
+                &["spec.output", "same file as spec.input"],
+            ),
             (
                 |s| {
                     s.input.config_map = None;
                     s.input.persistent_volume_claim = Some(ClaimPath {
-                        claim_name: s.output.persistent_volume_claim.claim_name.clone(),
-                        path: format!("./{}", s.output.persistent_volume_claim.path),
+                        claim_name: claim(s).claim_name.clone(),
+                        path: format!("./{}", claim(s).path),
                     });
                 },
                 &["spec.output", "same file as spec.input"],

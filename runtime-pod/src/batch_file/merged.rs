@@ -4,6 +4,9 @@
 //! checksum is the reported one, each writes into a directory of its own, `RUN/merging-ATTEMPT/`, and renames it to
 //! `RUN/merged`: a directory is never renamed over one that holds files, so the first one stands, and whoever comes later
 //! takes it as it is. From there the file is renamed to `OUT`, by the same attempt or, if that dies in between, by the next.
+//! Where the output is an object, conditional writes and copies take the place of renaming ([`in_bucket`]).
+
+mod in_bucket;
 
 use super::file_error::{FileError, failed};
 use super::output::OutputError;
@@ -46,6 +49,9 @@ pub struct Finished {
 /// # Errors
 /// As the system gives them, and when the description cannot be read.
 pub fn finished(parts: &Parts) -> Result<Option<Finished>, OutputError> {
+    if let Some(mirror) = parts.mirror() {
+        return in_bucket::finished(mirror);
+    }
     let path = parts.dir().join(MERGED).join(ABOUT);
     let text = match fs::read(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -73,6 +79,9 @@ pub fn merge(parts: &Parts, attempt: &Attempt, results: &mut Results, lines: u64
         // Whoever finished in the meantime has removed what we read.
         Err(error) => return finished(parts)?.ok_or(error),
     };
+    if let Some(mirror) = parts.mirror() {
+        return in_bucket::finish(mirror, attempt, &ours, &dir);
+    }
     fail_point!("merged-rename");
     let target = parts.dir().join(MERGED);
     match fs::rename(&dir, &target) {

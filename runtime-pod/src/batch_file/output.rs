@@ -157,10 +157,14 @@ impl Output {
     /// Makes what was written survive a power cut. Gives the file.
     ///
     /// # Errors
-    /// As the system gives them.
+    /// As the system gives them, or the server.
     pub fn keep(&self) -> Result<&Path, OutputError> {
         fail_point!("sync");
-        self.file.sync_all().map_err(failed("sync", &self.path))?;
+        match self.parts.mirror() {
+            // The disk goes with the pod.
+            Some(mirror) => mirror.ship_records(&self.path)?,
+            None => self.file.sync_all().map_err(failed("sync", &self.path))?,
+        }
         Ok(&self.path)
     }
 }

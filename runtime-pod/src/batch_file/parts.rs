@@ -3,15 +3,18 @@
 //! `OUT.parts/RUN/` holds for each attempt `NUMBER-eEPOCH-cCONFIGURATION-sSHARD-NAME.results` (its records) and `.energy`
 //! (its journal); for an attempt that only merges `NUMBER-eEPOCH-merge-NAME.energy`; and once the output was finished
 //! `merged/`. RUN is the UID of the InferenceJob. Each file has one writer, so nothing has to be locked: whatever an
-//! attempt that is cut off goes on writing stays in files of its own.
+//! attempt that is cut off goes on writing stays in files of its own. Where the output is an object in a bucket, the directory
+//! is on the pod's own disk, and a [`Mirror`] keeps the same as objects beside the output.
 
 use super::file_error::{FileError, failed};
 use super::output::OutputError;
+use crate::bucket::mirror::Mirror;
 use crate::fail_point;
 use std::fmt;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 const RESULTS: &str = "results";
 const ENERGY: &str = "energy";
@@ -113,6 +116,7 @@ impl fmt::Display for Attempt {
 pub struct Parts {
     out: PathBuf,
     dir: PathBuf,
+    mirror: Option<Arc<Mirror>>,
 }
 
 impl Parts {
@@ -124,7 +128,20 @@ impl Parts {
         if out.file_name().is_none() || out.is_dir() {
             return Err(OutputError::NoName(out.to_owned()));
         }
-        Ok(Self { out: out.to_owned(), dir: beside(out).join(run) })
+        Ok(Self { out: out.to_owned(), dir: beside(out).join(run), mirror: None })
+    }
+
+    /// The same where the output is an object: `out` is a place on the pod's own disk.
+    #[must_use]
+    pub fn mirrored(mut self, mirror: Arc<Mirror>) -> Self {
+        self.mirror = Some(mirror);
+        self
+    }
+
+    /// What keeps the directory as objects, where the output is one.
+    #[must_use]
+    pub fn mirror(&self) -> Option<&Arc<Mirror>> {
+        self.mirror.as_ref()
     }
 
     /// The output.
@@ -157,6 +174,14 @@ impl Parts {
         self.dir.join(format!("{attempt}{end}"))
     }
 
+    /// Takes note of what other attempts did, where that does not show by itself.
+    ///
+    /// # Errors
+    /// As the server and the system give them.
+    pub fn look_around(&self) -> Result<(), FileError> {
+        self.mirror.as_ref().map_or(Ok(()), |mirror| mirror.look_around(&self.dir))
+    }
+
     /// The attempts that have begun, oldest first.
     ///
     /// # Errors
@@ -182,6 +207,9 @@ impl Parts {
     /// As the system gives them.
     pub fn begin(&self, who: Who) -> Result<(Attempt, File), FileError> {
         fs::create_dir_all(&self.dir).map_err(failed("create the directory", &self.dir))?;
+        if let Some(mirror) = &self.mirror {
+            mirror.fetch(&self.dir)?;
+        }
         let highest = self.attempts()?.iter().map(|attempt| attempt.number).max().unwrap_or(0);
         let mut attempt = Attempt { who, number: highest };
         let journal = loop {
@@ -190,7 +218,13 @@ impl Parts {
             match OpenOptions::new().append(true).create_new(true).open(&path) {
                 // An attempt of the same name began at the same time, as when a container starts anew in its pod.
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                journal => break journal.map_err(failed("create the file", &path))?,
+                journal => {
+                    let journal = journal.map_err(failed("create the file", &path))?;
+                    match &self.mirror {
+                        Some(mirror) if !mirror.begin(&attempt.to_string())? => {}
+                        _ => break journal,
+                    }
+                }
             }
         };
         // The names are to survive a power cut together with what the files will hold.

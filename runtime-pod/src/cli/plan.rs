@@ -21,7 +21,7 @@ pub(crate) struct PlanArgs {
 pub(crate) fn plan(args: &PlanArgs) -> anyhow::Result<u8> {
     let around = shell::surroundings();
     shell::attend(around.stop.clone(), Duration::ZERO, None)?;
-    let spec = plan_step::read_spec(std::env::var(ENV_PLAN_SPEC).ok().as_deref());
+    let spec = plan_step::read_spec(std::env::var(ENV_PLAN_SPEC).ok().as_deref(), &|name| std::env::var(name).ok());
     let threads = args.threads.unwrap_or_else(threads::allowed);
     let (message, code) = plan_step::plan(spec, threads, &around);
     tracing::info!(report = message, "planned");

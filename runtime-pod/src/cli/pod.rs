@@ -3,9 +3,12 @@
 use super::run::MeterArgs;
 use super::shell::{self, Served};
 use clap::Args;
-use joulecast_crds::names::{ENV_COMPLETION_INDEX, ENV_POD_NAME, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, PROGRESS_PORT};
+use joulecast_crds::names::{
+    ENV_COMPLETION_INDEX, ENV_POD_NAME, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, PROGRESS_PORT, bucket_variables,
+};
 use joulecast_runtime::pod::{self as runtime_pod, Environment};
 use joulecast_runtime::progress::server::Endpoint;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -21,6 +24,12 @@ pub(crate) struct PodArgs {
     metering: MeterArgs,
 }
 
+/// The keys of buckets that the environment holds.
+pub(super) fn bucket_keys() -> BTreeMap<String, String> {
+    let names = bucket_variables::INPUT.into_iter().chain(bucket_variables::OUTPUT);
+    names.filter_map(|name| Some((name.to_owned(), std::env::var(name).ok()?))).collect()
+}
+
 /// Does the run of the environment's specification; the exit code tells what to do about a failure.
 pub(crate) fn pod(args: &PodArgs) -> anyhow::Result<u8> {
     let around = shell::surroundings();
@@ -30,6 +39,7 @@ pub(crate) fn pod(args: &PodArgs) -> anyhow::Result<u8> {
         spec: variable(ENV_RUN_SPEC),
         name: variable(ENV_POD_NAME).unwrap_or_else(host),
         index: variable(ENV_COMPLETION_INDEX),
+        bucket_keys: bucket_keys(),
     };
     let order = runtime_pod::read_spec(&environment, args.metering.settings());
     let token = variable(ENV_PROGRESS_TOKEN).unwrap_or_default();

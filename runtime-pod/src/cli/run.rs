@@ -10,7 +10,7 @@ use joulecast_runtime::batch_file::parts::{Parts, Role, Who, beside};
 use joulecast_runtime::engine::{Dtype, EngineName, LoadOptions, Provider};
 use joulecast_runtime::report;
 use joulecast_runtime::run::share::Division;
-use joulecast_runtime::run::{Outcome, Run, run as run_engine};
+use joulecast_runtime::run::{Objects, Outcome, Run, run as run_engine};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -175,6 +175,7 @@ pub(crate) fn run(args: RunArgs) -> anyhow::Result<u8> {
         device_class: report::provider(provider).device_class(),
         input,
         output: out,
+        objects: Objects::default(),
         overwrite,
         task: Task::Run,
         id: interrupted.filter(|_| resume).unwrap_or_else(|| format!("{RUN}{name}")),

@@ -2,6 +2,7 @@
 
 use crate::assignment::AssignmentError;
 use crate::batch_file::OutputError;
+use crate::batch_file::file_error::FileError;
 use crate::engine::EngineError;
 use crate::tokenizer::TokenizerError;
 use joulecast_crds::names::exit;
@@ -28,6 +29,9 @@ pub enum RunFailure {
         /// What the system said.
         source: io::Error,
     },
+    /// The object that holds the input.
+    #[error("input {0}")]
+    InputObject(FileError),
     /// The output.
     #[error("output {0}")]
     Output(#[from] OutputError),
@@ -96,7 +100,7 @@ impl RunFailure {
     #[must_use]
     pub fn reason(&self) -> &'static str {
         match self {
-            Self::Input { .. } | Self::Read { .. } => "InputUnreadable",
+            Self::Input { .. } | Self::InputObject(_) | Self::Read { .. } => "InputUnreadable",
             Self::Output(OutputError::Exists(_)) => "OutputExists",
             Self::Output(OutputError::Place { .. }) | Self::Json(_) | Self::Panicked(_) => "InternalError",
             Self::Output(_) | Self::Ids(_) => "OutputUnwritable",
@@ -139,6 +143,12 @@ impl RunFailure {
             {
                 exit::INVALID
             }
+            _ if matches!(self, Self::InputObject(error) if lasting(error.source.kind())) => exit::INVALID,
+            _ if matches!(self, Self::Output(OutputError::File(error)) if lasting(error.source.kind())
+                && error.path.starts_with("s3:")) =>
+            {
+                exit::INVALID
+            }
             _ => exit::FAILED,
         }
     }
@@ -151,4 +161,9 @@ impl RunFailure {
             other => other,
         }
     }
+}
+
+/// Whether what a server said of an object will be the same the next time. A key may have run out, and another one be there.
+fn lasting(kind: io::ErrorKind) -> bool {
+    matches!(kind, io::ErrorKind::NotFound | io::ErrorKind::InvalidInput)
 }

@@ -5,12 +5,14 @@
 //! torn line is not read.
 
 use crate::batch_file::file_error::{FileError, failed};
+use crate::bucket::mirror::Mirror;
 use crate::fail_point;
 use joulecast_crds::report::{EnergySource, JournalTotals};
 use serde::{Deserialize, Serialize};
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Time between two entries.
@@ -58,13 +60,21 @@ pub struct Begun {
 pub struct Journal {
     path: PathBuf,
     file: File,
+    mirror: Option<Arc<Mirror>>,
 }
 
 impl Journal {
     /// Goes on with an open file.
     #[must_use]
     pub fn new(path: PathBuf, file: File) -> Self {
-        Self { path, file }
+        Self { path, file, mirror: None }
+    }
+
+    /// The same where the file is but a copy of an object.
+    #[must_use]
+    pub fn mirrored(mut self, mirror: Option<Arc<Mirror>>) -> Self {
+        self.mirror = mirror;
+        self
     }
 
     /// Appends an entry.
@@ -72,8 +82,7 @@ impl Journal {
     /// # Errors
     /// As the system gives them.
     pub fn write(&self, entry: &Entry) -> Result<(), FileError> {
-        let json = serde_json::to_string(entry).map_err(|error| failed("describe", &self.path)(error.into()))?;
-        let line = format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes()));
+        let line = line(entry).map_err(|error| failed("describe", &self.path)(error.into()))?;
         match entry {
             Entry::Running(_) => {
                 fail_point!("journal-entry");
@@ -92,10 +101,19 @@ impl Journal {
     /// Makes what was written survive a power cut.
     ///
     /// # Errors
-    /// As the system gives them.
+    /// As the system gives them, or the server.
     pub fn sync(&self) -> Result<(), FileError> {
-        self.file.sync_data().map_err(failed("sync", &self.path))
+        match &self.mirror {
+            // The disk goes with the pod.
+            Some(mirror) => mirror.ship_journal(&self.path),
+            None => self.file.sync_data().map_err(failed("sync", &self.path)),
+        }
     }
+}
+
+fn line(entry: &Entry) -> serde_json::Result<String> {
+    let json = serde_json::to_string(entry)?;
+    Ok(format!("{:08x} {json}\n", crc32fast::hash(json.as_bytes())))
 }
 
 /// What a journal says.
@@ -154,6 +172,16 @@ pub fn read(path: &Path) -> Result<Said, FileError> {
 }
 
 impl Said {
+    /// A journal that says no more than this.
+    #[must_use]
+    pub fn lines(&self) -> Vec<u8> {
+        let Self { begun, totals, reported } = self.clone();
+        let totals = totals.map(|totals| if totals.partial { Entry::Running(totals) } else { Entry::Ended(totals) });
+        let entries = [begun.map(Entry::Begun), totals, reported.map(|earlier| Entry::Reported { earlier })];
+        // Numbers and strings only: they have no way to fail.
+        entries.iter().flatten().filter_map(|entry| line(entry).ok()).collect::<String>().into_bytes()
+    }
+
     fn take(&mut self, entry: Entry) {
         match entry {
             Entry::Begun(begun) => self.begun = Some(begun),
@@ -239,6 +267,11 @@ mod tests {
         let said = read(&path).unwrap();
         assert_eq!((said.begun, said.totals, said.reported), (Some(begun()), Some(totals(6000, false)), None));
         journal.write(&Entry::Reported { earlier: vec!["x".to_owned()] }).unwrap();
-        assert_eq!(read(&path).unwrap().reported, Some(vec!["x".to_owned()]));
+        let said = read(&path).unwrap();
+        assert_eq!(said.reported, Some(vec!["x".to_owned()]));
+        let short = dir.path().join("b.energy");
+        fs::write(&short, said.lines()).unwrap();
+        assert_eq!(read(&short).unwrap(), said, "what a bucket holds says the same");
+        assert_eq!(Said::default().lines(), b"");
     }
 }

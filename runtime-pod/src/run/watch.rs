@@ -17,6 +17,8 @@ use std::time::Duration;
 
 /// Every so many entries, files are synced and other attempts looked for: every 5 seconds.
 const ROUND: u32 = 10;
+/// Every so many entries, what goes to a bucket is shipped: every second.
+const SHIPMENT: u32 = 2;
 
 /// How often the agent is given time to find out that a GPU is lost.
 const AGENT_LOOKS: u32 = 4;
@@ -103,7 +105,7 @@ impl<'a> Watch<'a> {
                 return;
             }
             drop(over);
-            if let Err(error) = self.beat(beat % ROUND == 0)
+            if let Err(error) = self.beat(beat % ROUND == 0, beat % SHIPMENT == 0)
                 && !std::mem::replace(&mut complained, true)
             {
                 tracing::error!(%error, "the journal cannot be kept; if this attempt is killed, its energy is not known");
@@ -112,7 +114,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    fn beat(&self, round: bool) -> Result<(), crate::batch_file::file_error::FileError> {
+    fn beat(&self, round: bool, shipment: bool) -> Result<(), crate::batch_file::file_error::FileError> {
         if let Some(so_far) = self.sampler.so_far() {
             let totals = running(so_far, self.sampler.source(), self.around.progress.own());
             self.journal.write(&Entry::Running(totals))?;
@@ -121,7 +123,14 @@ impl<'a> Watch<'a> {
             tracing::error!(why, "the device is lost: this attempt ends");
             self.around.stop.request();
         }
+        if let Some(mirror) = self.parts.mirror().filter(|_| shipment) {
+            if self.records.is_some() {
+                mirror.ship_records(&self.parts.results(self.attempt))?;
+            }
+            mirror.ship_journal(&self.parts.journal(self.attempt))?;
+        }
         if round {
+            self.parts.look_around()?;
             if self.parts.attempts()?.iter().any(|other| other.supersedes(self.attempt)) {
                 tracing::warn!("a newer attempt works on these lines: this one ends");
                 self.superseded.store(true, Ordering::SeqCst);
@@ -129,7 +138,7 @@ impl<'a> Watch<'a> {
             }
             fail_point!("sync");
             self.journal.sync()?;
-            if let Some(records) = self.records {
+            if let Some(records) = self.records.filter(|_| self.parts.mirror().is_none()) {
                 let sync = crate::batch_file::file_error::failed("sync the results of", self.parts.dir());
                 records.sync_data().map_err(sync)?;
             }

@@ -1,5 +1,7 @@
-//! A job on disk and the real program as its pods.
+//! A job on disk or in a bucket, and the real program as its pods.
 
+use crate::bucket_server::{KEY, Server};
+use joulecast_crds::names::bucket_variables;
 use joulecast_crds::report::Report;
 use joulecast_runtime::batch_file::record::Scan;
 use serde_json::{Value, json};
@@ -23,6 +25,8 @@ pub(crate) struct Job {
     dir: tempfile::TempDir,
     batch: u64,
     slow: bool,
+    /// Holds input and output, if they are objects.
+    server: Option<Server>,
 }
 
 /// How an attempt ended.
@@ -70,7 +74,47 @@ impl Job {
             }
         };
         fs::write(dir.path().join("in.jsonl"), (1..=lines).map(line).collect::<Vec<_>>().join("\n\n")).unwrap();
-        Self { dir, batch, slow: false }
+        Self { dir, batch, slow: false, server: None }
+    }
+
+    /// The same with input and output in a bucket. Each attempt then has a disk of its own.
+    pub(crate) fn in_bucket(lines: u64, batch: u64) -> Self {
+        let mut job = Self::new(lines, batch);
+        let server = Server::start("127.0.0.1:0");
+        server.put("in/requests.jsonl", &job.path("in.jsonl"));
+        fs::remove_file(job.path("in.jsonl")).unwrap();
+        job.server = Some(server);
+        job
+    }
+
+    /// The server of its bucket.
+    pub(crate) fn server(&self) -> &Server {
+        self.server.as_ref().unwrap()
+    }
+
+    /// The finished output, and what lies beside it while there is none.
+    fn output(&self) -> PathBuf {
+        self.server.as_ref().map_or_else(|| self.path("out.jsonl"), |server| server.file("out/results.jsonl"))
+    }
+
+    fn beside(&self) -> PathBuf {
+        let mut path = self.output().into_os_string();
+        path.push(".parts/uid");
+        path.into()
+    }
+
+    /// Where the assignment of a plan lies for a pod.
+    pub(crate) fn assignment(&self, attempt: &str) -> PathBuf {
+        match &self.server {
+            None => self.path("out.jsonl.parts/uid/plan-1.assignment"),
+            Some(_) => self.path(&format!("disk-{attempt}/out.parts/uid/plan-1.assignment")),
+        }
+    }
+
+    /// Puts the assignment of a plan beside the output.
+    pub(crate) fn assign(&self, file: &Path) {
+        fs::create_dir_all(self.beside()).unwrap();
+        fs::copy(file, self.beside().join("plan-1.assignment")).unwrap();
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -109,6 +153,18 @@ impl Job {
             "model": "m", "modelPath": self.dir.path(), "engine": "candle", "provider": "cpu", "deviceClass": "cpu",
             "inputPath": self.path("in.jsonl"), "outputPath": self.path("out.jsonl"), "batch": self.batch, "threads": 1,
             "watts": {"busyMilliwattsPerCpu": 3000, "idleMilliwattsPerCpu": 500}});
+        let mut command = Command::new(env!("CARGO_BIN_EXE_joulecast-runtime"));
+        if let Some(server) = &self.server {
+            let disk = self.path(&format!("disk-{name}"));
+            fs::create_dir(&disk).unwrap();
+            spec["inputPath"] = json!(disk.join("in"));
+            spec["outputPath"] = json!(disk.join("out"));
+            spec["inputObject"] = server.object("in/requests.jsonl");
+            spec["outputObject"] = server.object("out/results.jsonl");
+            for (names, value) in [(0, KEY.0), (1, KEY.1)] {
+                command.env(bucket_variables::INPUT[names], value).env(bucket_variables::OUTPUT[names], value);
+            }
+        }
         for (field, value) in more.as_object().unwrap() {
             spec[field] = value.clone();
         }
@@ -117,7 +173,6 @@ impl Job {
             points.push("slow:record-written");
         }
         let (message, log) = (self.path(&format!("{name}.message")), self.path(&format!("{name}.log")));
-        let mut command = Command::new(env!("CARGO_BIN_EXE_joulecast-runtime"));
         command.args(["pod", "--meter", "modelled", "--progress-port", "0", "--termination-log"]).arg(&message);
         command.env("JOULECAST_RUN_SPEC", spec.to_string()).env("JOULECAST_POD_NAME", name);
         command.env("JOULECAST_FAIL_POINT", points.join(",")).env_remove("JOULECAST_LOG");
@@ -128,20 +183,25 @@ impl Job {
         Running { name: name.to_owned(), child: command.spawn().unwrap(), message, log }
     }
 
-    /// Lines that have a whole result on disk.
+    /// Lines that have a whole result on disk or in the bucket.
     pub(crate) fn records(&self) -> u64 {
-        let dir = self.path("out.jsonl.parts/uid");
+        let dir = self.beside();
         if dir.join("merged/finished.json").exists() {
             let about: Value = serde_json::from_slice(&fs::read(dir.join("merged/finished.json")).unwrap()).unwrap();
             return about["lines"].as_u64().unwrap();
         }
         let mut places = HashSet::new();
-        for entry in fs::read_dir(dir).into_iter().flatten() {
-            let path = entry.unwrap().path();
+        for path in files(&dir) {
             if path.extension().is_some_and(|end| end == "results") {
-                let mut scan = Scan::new(BufReader::new(File::open(path).unwrap()));
-                while let Some(found) = scan.next_record().unwrap() {
-                    places.insert(found.head.place);
+                // As a file, or as a directory of one file for each object.
+                let pieces = if path.is_dir() { files(&path) } else { vec![path] };
+                for piece in pieces {
+                    let mut scan = Scan::new(BufReader::new(File::open(&piece).unwrap()));
+                    while let Some(found) = scan.next_record().unwrap() {
+                        places.insert(found.head.place);
+                    }
+                    let whole = self.server.is_none() || scan.offset() == piece.metadata().unwrap().len();
+                    assert!(whole, "{}: an object is always whole", piece.display());
                 }
             }
         }
@@ -156,13 +216,20 @@ impl Job {
             let answer = text(&result["response"]["body"]["choices"][0]["text"]);
             (text(&result["custom_id"]), answer, text(&result["error"]["message"]))
         };
-        fs::read_to_string(self.path("out.jsonl")).unwrap().lines().map(read).collect()
+        fs::read_to_string(self.output()).unwrap().lines().map(read).collect()
     }
 
     pub(crate) fn output_sha256(&self) -> String {
-        let digest = Sha256::digest(fs::read(self.path("out.jsonl")).unwrap());
+        let digest = Sha256::digest(fs::read(self.output()).unwrap());
         digest.iter().map(|byte| format!("{byte:02x}")).collect()
     }
+}
+
+/// What lies in a directory, by name; nothing if there is none.
+fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut files: Vec<_> = fs::read_dir(dir).into_iter().flatten().map(|entry| entry.unwrap().path()).collect();
+    files.sort_unstable();
+    files
 }
 
 impl Running {

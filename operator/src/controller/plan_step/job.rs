@@ -1,11 +1,13 @@
 //! The plan pod as a Job: the runtime's image, the job's volumes and every candidate's model, no device, no API token, and
-//! no network (the policy of the job's runs holds for it too).
+//! no network beyond that of the job's runs (their policy holds for it too).
 
 use super::Ask;
 use crate::config::Config;
 use crate::controller::build::{self, INPUT_DIR, OUTPUT_DIR};
-use crate::controller::validate::{InputFile, ValidJob};
+use crate::controller::objects::{self, SCRATCH_DIR};
+use crate::controller::validate::{InputFile, OutputFile, ValidJob};
 use joulecast_crds::names::{CONTAINER, ENV_PLAN_SPEC, LABEL_TASK, exit};
+use joulecast_crds::run_spec::BucketObject;
 use k8s_openapi::api::batch::v1::{
     Job, JobSpec, PodFailurePolicy, PodFailurePolicyOnExitCodesRequirement, PodFailurePolicyRule,
 };
@@ -37,13 +39,38 @@ pub fn input_path(job: &ValidJob) -> String {
     match &job.input {
         InputFile::Claim(claim) => inside(INPUT_DIR, &claim.path),
         InputFile::ConfigMap(key) => inside(INPUT_DIR, &key.key),
+        InputFile::Object(_) => inside(SCRATCH_DIR, "input.jsonl"),
+    }
+}
+
+/// Where the results stand in every pod of the job, in the end.
+#[must_use]
+pub fn output_path(job: &ValidJob) -> String {
+    match &job.output {
+        OutputFile::Claim(claim) => inside(OUTPUT_DIR, &claim.path),
+        OutputFile::Object(_) => inside(SCRATCH_DIR, "output.jsonl"),
     }
 }
 
 /// Where the assignment stands in every pod of the job: among the parts of its results (docs/results.md).
 #[must_use]
 pub fn assignment_path(job: &ValidJob, epoch: u32) -> String {
-    format!("{}.parts/{}/plan-{epoch}.assignment", inside(OUTPUT_DIR, &job.output.path), job.uid)
+    format!("{}{}", output_path(job), beside_output(job, epoch))
+}
+
+fn beside_output(job: &ValidJob, epoch: u32) -> String {
+    format!(".parts/{}/plan-{epoch}.assignment", job.uid)
+}
+
+/// The object that holds the assignment, where the output is one.
+#[must_use]
+pub fn assignment_object(job: &ValidJob, epoch: u32) -> Option<BucketObject> {
+    objects::output(job).map(|output| objects::told(&objects::beside(output, &beside_output(job, epoch))))
+}
+
+fn environment(spec: String, job: &ValidJob) -> Vec<EnvVar> {
+    let spec = EnvVar { name: ENV_PLAN_SPEC.into(), value: Some(spec), value_from: None };
+    std::iter::once(spec).chain(objects::variables(job)).collect()
 }
 
 /// The Job that answers a question.
@@ -95,7 +122,7 @@ pub fn plan_job(ask: &Ask, job: &ValidJob, config: &Config) -> Job {
                         image: Some(image.image.clone()),
                         image_pull_policy: Some(image.pull_policy.as_str().into()),
                         args: Some(vec!["plan".into()]),
-                        env: Some(vec![EnvVar { name: ENV_PLAN_SPEC.into(), value: Some(spec), value_from: None }]),
+                        env: Some(environment(spec, job)),
                         resources: Some(config.pod_defaults.resources.clone()),
                         termination_message_policy: Some("File".into()),
                         security_context: Some(build::container_security()),
