@@ -1,7 +1,7 @@
 //! The energy journal of an attempt: so that the joules of one that is killed are counted up to its last entry.
 //!
-//! A file of lines, each `CHECK JSON` with CRC-32 of the JSON before it: the first says who began, then comes an entry
-//! every half second while the run is metered, then the final figures, and at last that they were reported. What follows a
+//! A file of lines, each `CHECK JSON` with CRC-32 of the JSON before it: the first says who began, then comes an entry when
+//! metering begins and every half second of it, then the final figures, and at last that they were reported. What follows a
 //! torn line is not read.
 
 use crate::batch_file::file_error::{FileError, failed};

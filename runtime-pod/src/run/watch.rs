@@ -99,13 +99,16 @@ impl<'a> Watch<'a> {
     fn watch(&self) {
         let mut complained = false;
         let mut over = lock(&self.over);
-        for beat in 1u32.. {
-            over = self.bell.wait_timeout(over, INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
+        for beat in 0u32.. {
+            // The first entry comes at once: whoever is killed before the second has spent little, but not an unknown amount.
+            if beat > 0 {
+                over = self.bell.wait_timeout(over, INTERVAL).unwrap_or_else(PoisonError::into_inner).0;
+            }
             if *over {
                 return;
             }
             drop(over);
-            if let Err(error) = self.beat(beat % ROUND == 0, beat % SHIPMENT == 0)
+            if let Err(error) = self.beat(beat > 0 && beat % ROUND == 0, beat > 0 && beat % SHIPMENT == 0)
                 && !std::mem::replace(&mut complained, true)
             {
                 tracing::error!(%error, "the journal cannot be kept; if this attempt is killed, its energy is not known");
