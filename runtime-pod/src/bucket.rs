@@ -228,13 +228,12 @@ impl Bucket {
     /// # Errors
     /// As the server gives them.
     pub fn create(&self, key: &str, content: Vec<u8>) -> Result<bool, FileError> {
-        let made = self.with("create", key, async |store, key| {
+        self.with("create", key, async |store, key| {
             match store.put_opts(&key, content.into(), PutMode::Create.into()).await {
                 Err(Error::AlreadyExists { .. } | Error::Precondition { .. }) => Ok(false),
                 made => made.map(|_| true),
             }
-        });
-        made
+        })
     }
 
     /// A small object; `None` if there is none.

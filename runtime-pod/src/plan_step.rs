@@ -201,7 +201,7 @@ fn figures(question: &Question, threads: usize, around: &Surroundings) -> Result
     if let Some(object) = input {
         let bucket = Bucket::open(object).map_err(PlanError::InputObject)?;
         let to = Path::new(&spec.input_path);
-        bucket.download(&[object.object.key.clone()], to).map_err(PlanError::InputObject)?;
+        bucket.download(std::slice::from_ref(&object.object.key), to).map_err(PlanError::InputObject)?;
     }
     let began = (around.clock)();
     let counts = read(spec, threads, around)?;

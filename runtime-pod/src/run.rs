@@ -173,7 +173,7 @@ fn attempt(run: &Run, around: &Surroundings, book: &mut Book, kept: &mut Option<
     let input_error = |source| RunFailure::Input { path: run.input.clone(), source };
     if let Some(object) = &run.objects.input {
         let bucket = opened(object).map_err(RunFailure::InputObject)?;
-        bucket.download(&[object.object.key.clone()], &run.input).map_err(RunFailure::InputObject)?;
+        bucket.download(std::slice::from_ref(&object.object.key), &run.input).map_err(RunFailure::InputObject)?;
         tracing::info!(from = %object, "the input is on disk");
     }
     let input = File::open(&run.input).map_err(input_error)?;
