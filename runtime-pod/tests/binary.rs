@@ -286,13 +286,7 @@ fn an_interrupted_run_goes_on_where_it_was() {
     let mut writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
     writeln!(writer, "{}\n{}", lines[0], lines[1]).unwrap();
     // The second result is there: the program waits for a third line.
-    let records = || {
-        let files = fs::read_dir(model.path("out/out.jsonl.parts")).ok()?.next()?.unwrap().path();
-        let files = fs::read_dir(files).unwrap().map(|entry| entry.unwrap().path());
-        let records = files.filter(|path| path.extension().is_some_and(|end| end == "results"));
-        Some(records.map(|path| fs::read_to_string(path).unwrap().lines().count()).sum::<usize>())
-    };
-    await_true(|| records() == Some(2));
+    await_true(|| records(&model) == Some(2));
     let mut child = child;
     assert!(Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap().success());
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
@@ -362,6 +356,7 @@ fn a_run_whose_gpu_is_lost_ends_with_its_own_exit_code_and_keeps_its_results() {
     let mut child = command.spawn().unwrap();
     let mut writer = fs::OpenOptions::new().write(true).open(&fifo).unwrap();
     writeln!(writer, "{}\n{}", lines[0], lines[1]).unwrap();
+    await_true(|| records(&model) == Some(2));
     lost.store(true, std::sync::atomic::Ordering::SeqCst);
     let mut stderr = BufReader::new(child.stderr.take().unwrap());
     let mut seen = String::new();
@@ -382,6 +377,14 @@ fn a_run_whose_gpu_is_lost_ends_with_its_own_exit_code_and_keeps_its_results() {
         "{totals}"
     );
     assert!(model.path("out/out.jsonl.parts").is_dir() && !model.path("out/out.jsonl").exists());
+}
+
+/// How many results lie beside `out/out.jsonl`; `None` before there is a file for them.
+fn records(model: &Model) -> Option<usize> {
+    let files = fs::read_dir(model.path("out/out.jsonl.parts")).ok()?.next()?.unwrap().path();
+    let files = fs::read_dir(files).unwrap().map(|entry| entry.unwrap().path());
+    let records = files.filter(|path| path.extension().is_some_and(|end| end == "results"));
+    Some(records.map(|path| fs::read_to_string(path).unwrap().lines().count()).sum())
 }
 
 /// Waits for something that the program does; half a minute is far more than it takes.

@@ -65,7 +65,9 @@ left=$(cluster leaks) || fail "not a clean start: $left"
 machine >"$scratch/before"
 trap finish EXIT
 
+began=$SECONDS
 cluster up --nodes "$nodes"
+[ $((SECONDS - began)) -le 30 ] || fail "up took $((SECONDS - began)) s"
 mapfile -t names <"$state/node-names"
 [ ${#names[@]} = "$nodes" ] || fail "wanted $nodes nodes, got ${names[*]}"
 step "up from nothing"

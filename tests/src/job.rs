@@ -4,6 +4,7 @@ use crate::cluster::user_runs;
 use crate::namespace::TestNamespace;
 use anyhow::{Context, Result, ensure};
 use joulecast_crds::InferenceJob;
+use joulecast_crds::report::EnergySource;
 use kube::api::Api;
 use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
@@ -161,6 +162,11 @@ pub fn ensure_status_is_true(job: &InferenceJob, results: &[Value]) -> Result<()
         "linesDone {} but {} lines",
         measured.lines_done,
         results.len()
+    );
+    ensure!(
+        matches!(measured.source, EnergySource::Measured | EnergySource::Modelled),
+        "the energy's source is {:?}",
+        measured.source
     );
     let failed = results.iter().filter(|r| !r["error"].is_null()).count();
     ensure!(

@@ -125,8 +125,12 @@ async fn invalid_manifests_are_refused_with_what_to_do() {
         let claim = json!({"claimName": "work", "path": "x.jsonl"});
         let both = json!({"configMap": {"name": "a", "key": "b"}, "persistentVolumeClaim": claim});
         for (spec, told) in [
-            (json!({"input": both}), "set exactly one of persistentVolumeClaim and configMap"),
-            (json!({"input": {}}), "set exactly one of persistentVolumeClaim and configMap"),
+            (json!({"input": both}), "input: set exactly one of persistentVolumeClaim, configMap and s3"),
+            (json!({"input": {}}), "input: set exactly one of persistentVolumeClaim, configMap and s3"),
+            (
+                json!({"output": {"persistentVolumeClaim": null}}),
+                "output: set exactly one of persistentVolumeClaim and s3",
+            ),
             (json!({"models": []}), "spec.models"),
             (json!({"objective": {"zeta": "1.5"}}), "spec.objective.zeta"),
             (json!({"objective": {"zeta": 0.5}}), "spec.objective.zeta"),

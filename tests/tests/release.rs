@@ -94,7 +94,7 @@ async fn the_chart_is_uninstalled_and_installed_again_and_keeps_the_jobs() {
             "kubectl",
             &[
                 "get",
-                "deployments,services,configmaps,serviceaccounts,secrets,clusterroles,clusterrolebindings",
+                "deployments,services,configmaps,serviceaccounts,secrets,roles,rolebindings,clusterroles,clusterrolebindings,jobs",
                 "-A",
                 "-o",
                 "name",
