@@ -65,9 +65,9 @@ left=$(cluster leaks) || fail "not a clean start: $left"
 machine >"$scratch/before"
 trap finish EXIT
 
-began=$SECONDS
+up_began=$SECONDS
 cluster up --nodes "$nodes"
-[ $((SECONDS - began)) -le 30 ] || fail "up took $((SECONDS - began)) s"
+[ $((SECONDS - up_began)) -le 30 ] || fail "up took $((SECONDS - up_began)) s"
 mapfile -t names <"$state/node-names"
 [ ${#names[@]} = "$nodes" ] || fail "wanted $nodes nodes, got ${names[*]}"
 step "up from nothing"
