@@ -5,6 +5,7 @@ use crate::proto::deviceplugin as api;
 use crate::proto::deviceplugin::device_plugin_server::DevicePlugin;
 use crate::slots::{Layout, Slot};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use tokio::sync::watch;
 use tokio_stream::wrappers::WatchStream;
 use tokio_stream::{Stream, StreamExt};
@@ -21,13 +22,37 @@ pub struct Plugin {
     slots: watch::Receiver<Vec<Slot>>,
     layout: Layout,
     on_allocate: Arc<dyn OnAllocate>,
+    listeners: Arc<AtomicUsize>,
+}
+
+/// Counts as one listener for as long as it lives.
+struct Listener(Arc<AtomicUsize>);
+
+impl Listener {
+    fn of(listeners: &Arc<AtomicUsize>) -> Self {
+        listeners.fetch_add(1, Ordering::SeqCst);
+        Self(Arc::clone(listeners))
+    }
+}
+
+impl Drop for Listener {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Plugin {
     /// A plugin over the slots as they are at each moment.
     #[must_use]
     pub fn new(slots: watch::Receiver<Vec<Slot>>, layout: Layout, on_allocate: Arc<dyn OnAllocate>) -> Self {
-        Self { slots, layout, on_allocate }
+        Self { slots, layout, on_allocate, listeners: Arc::default() }
+    }
+
+    /// Whether anybody follows the list of slots. A kubelet does for as long as it takes the plugin for a living one: it
+    /// hangs up on a plugin when the one before it ends late, and then hands out none of its slots.
+    #[must_use]
+    pub fn is_heard(&self) -> bool {
+        self.listeners.load(Ordering::SeqCst) > 0
     }
 }
 
@@ -80,7 +105,11 @@ impl DevicePlugin for Plugin {
     }
 
     async fn list_and_watch(&self, _: Request<api::Empty>) -> Result<Response<Self::ListAndWatchStream>, Status> {
-        let list = |slots: Vec<Slot>| Ok(api::ListAndWatchResponse { devices: slots.iter().map(device).collect() });
+        let listener = Listener::of(&self.listeners);
+        let list = move |slots: Vec<Slot>| {
+            let _heard = &listener;
+            Ok(api::ListAndWatchResponse { devices: slots.iter().map(device).collect() })
+        };
         Ok(Response::new(Box::pin(WatchStream::new(self.slots.clone()).map(list))))
     }
 
@@ -117,5 +146,28 @@ impl DevicePlugin for Plugin {
         _: Request<api::PreStartContainerRequest>,
     ) -> Result<Response<api::PreStartContainerResponse>, Status> {
         Ok(Response::new(api::PreStartContainerResponse {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Nobody;
+
+    impl OnAllocate for Nobody {
+        fn allocated(&self, _: &[String]) {}
+    }
+
+    #[tokio::test]
+    async fn a_plugin_is_heard_while_somebody_follows_its_slots() {
+        let (_slots, slots) = watch::channel(Vec::new());
+        let plugin = Plugin::new(slots, Layout { own: "/own".into(), node: "/node".into() }, Arc::new(Nobody));
+        assert!(!plugin.is_heard());
+        let mut stream = plugin.list_and_watch(Request::new(api::Empty {})).await.unwrap().into_inner();
+        assert_eq!(stream.next().await.unwrap().unwrap().devices, []);
+        assert!(plugin.is_heard());
+        drop(stream);
+        assert!(!plugin.is_heard());
     }
 }

@@ -22,6 +22,8 @@ const API_VERSION: &str = "v1beta1";
 const KUBELET_SOCKET: &str = "kubelet.sock";
 /// How often the sockets are looked at: a restarted kubelet has our slots again this much later.
 const LOOK: Duration = Duration::from_millis(500);
+/// After so many looks at a plugin that the kubelet does not listen to, it is registered anew.
+const UNHEARD_LOOKS: u32 = 10;
 /// Longest wait for the kubelet's answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 /// Longest pause between two attempts to register.
@@ -42,7 +44,7 @@ pub struct Registration {
 enum Turn {
     /// It is to end.
     Stopped,
-    /// The kubelet was restarted or our socket is gone.
+    /// The kubelet was restarted or hung up, or our socket is gone.
     Again(&'static str),
 }
 
@@ -86,14 +88,13 @@ impl Registration {
         let listener = UnixListener::bind(&own).with_context(|| own.display().to_string())?;
         let own = OwnFile::made(own);
         let (end, ended) = tokio::sync::oneshot::channel::<()>();
-        let server = Server::builder().add_service(DevicePluginServer::from_arc(plugin)).serve_with_incoming_shutdown(
-            UnixListenerStream::new(listener),
-            async {
+        let server = Server::builder()
+            .add_service(DevicePluginServer::from_arc(Arc::clone(&plugin)))
+            .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async {
                 let _ = ended.await;
-            },
-        );
+            });
         let mut server = tokio::spawn(server);
-        let outcome = self.register_and_watch(&own, registered, stopped).await;
+        let outcome = self.register_and_watch(&own, &plugin, registered, stopped).await;
         let _ = end.send(());
         // A kubelet that holds its stream open would keep a graceful shutdown waiting for ever.
         if tokio::time::timeout(Duration::from_millis(200), &mut server).await.is_err() {
@@ -109,6 +110,7 @@ impl Registration {
     async fn register_and_watch(
         &self,
         own: &OwnFile,
+        plugin: &Plugin,
         registered: &watch::Sender<bool>,
         stopped: &mut watch::Receiver<bool>,
     ) -> anyhow::Result<Turn> {
@@ -118,11 +120,13 @@ impl Registration {
         self.register(&kubelet).await?;
         registered.send_replace(true);
         tracing::info!(resource = self.resource, "registered");
+        let mut unheard = 0;
         loop {
             tokio::select! {
                 () = tokio::time::sleep(LOOK) => {}
                 _ = stopped.changed() => {}
             }
+            unheard = if plugin.is_heard() { 0 } else { unheard + 1 };
             if *stopped.borrow() {
                 return Ok(Turn::Stopped);
             }
@@ -131,6 +135,9 @@ impl Registration {
             }
             if own.is_gone() {
                 return Ok(Turn::Again("our socket was removed"));
+            }
+            if unheard >= UNHEARD_LOOKS {
+                return Ok(Turn::Again("the kubelet does not listen"));
             }
         }
     }
