@@ -186,8 +186,9 @@ async fn restarted(here: &TestNamespace) -> Result<()> {
     apply_demo_model(here).await?;
     at_work_on(here, LOST, "steady", &requests(500, 128)).await?;
     for (kind, who, down) in [
-        ("kubelet", LOST, "stop"),
         ("containerd", LOST, "kill"),
+        // After it: a kubelet that starts without it ends at once, and nobody here starts it again.
+        ("kubelet", LOST, "stop"),
         ("control", "kube-apiserver", "kill"),
         ("control", "etcd", "kill"),
     ] {
