@@ -24,7 +24,8 @@ pub(crate) struct Fitted {
 pub(crate) const FOLDS: usize = 10;
 /// Forms are chosen on at most about this many cells; coefficients are then fitted to all.
 const CHOOSE_ON: usize = 400;
-/// Below this number of cells, left-out errors are averaged over so many divisions into folds.
+/// Up to this number of cells, left-out errors are averaged over so many divisions into folds, and families are compared
+/// without the terms that they do not need.
 const FEW_CELLS: usize = 120;
 const DIVISIONS: u64 = 4;
 /// A richer form must predict better by this factor.
@@ -68,9 +69,14 @@ pub(crate) fn choose(quantities: &[&Rows]) -> Family {
     let mut best: Option<(f64, Family)> = None;
     for family in FAMILIES {
         let scores = thin.iter().zip(&starts).map(|(rows, (extent, start))| {
-            let candidate = family.candidate(extent)?;
-            let matrix = candidate.matrix(&rows.points);
-            let estimate = fit_candidate(&candidate, rows, &matrix, start);
+            let mut candidate = family.candidate(extent)?;
+            let mut matrix = candidate.matrix(&rows.points);
+            let mut estimate = fit_candidate(&candidate, rows, &matrix, start);
+            if rows.cell_count() <= FEW_CELLS {
+                // A family of many terms is none the worse for those that will be dropped.
+                (candidate, estimate) = drop_terms(candidate.reduced_to(&estimate.coefficients), estimate, rows);
+                matrix = candidate.matrix(&rows.points);
+            }
             Some((score(&candidate, rows, &matrix, &estimate) + NEGLIGIBLE).ln())
         });
         let Some(total) = scores.sum::<Option<f64>>() else { continue };
