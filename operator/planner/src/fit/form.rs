@@ -43,6 +43,10 @@ impl Form {
         &self.main
     }
 
+    pub(crate) fn floor(&self) -> &[(Column, f64)] {
+        &self.floor
+    }
+
     pub(crate) fn at(&self, point: Point) -> f64 {
         let sum = |terms: &[(Column, f64)]| terms.iter().map(|(column, c)| c * column.value(point)).sum::<f64>();
         let main = sum(&self.main);
