@@ -329,7 +329,8 @@ mod tests {
         let groups = fit_groups(samples.clone(), &Options::default());
         let svg = fit(&groups, &samples);
         assert_eq!(svg.matches("<circle").count(), 60);
-        assert_eq!(svg.matches("<rect").count(), (SQUARES * SQUARES) as usize + 5);
+        // The ground, the squares, and the five of the legend.
+        assert_eq!(svg.matches("<rect").count(), 1 + (SQUARES * SQUARES) as usize + 5);
         assert!(svg.contains("&lt;a&amp;b&gt;") && !svg.contains("<a&b>"));
         assert!(svg.contains("prefers-color-scheme") && !svg.contains("NaN") && !svg.contains("inf"));
     }
