@@ -67,13 +67,13 @@ pub(crate) fn fit(rows: &Rows, family: Family, seed: u64) -> Fitted {
 /// what an engine does with its cache shows in joules and seconds alike.
 pub(crate) fn choose(quantities: &[&Rows]) -> Family {
     let thin: Vec<Rows> = quantities.iter().map(|rows| rows.thinned(CHOOSE_ON)).collect();
-    let starts: Vec<(Extent, Vec<f64>)> = thin.iter().map(|rows| (trusted_extent(rows), crude(rows))).collect();
+    let starts: Vec<(Extent, Starts)> = thin.iter().map(starts).collect();
     let mut best: Option<(f64, Family)> = None;
     for family in FAMILIES {
-        let scores = thin.iter().zip(&starts).map(|(rows, (extent, start))| {
+        let scores = thin.iter().zip(&starts).map(|(rows, (extent, starts))| {
             let mut candidate = family.candidate(extent)?;
             let mut matrix = candidate.matrix(&rows.points);
-            let mut estimate = fit_candidate(&candidate, rows, &matrix, start);
+            let mut estimate = fit_candidate(&candidate, rows, &matrix, starts);
             if rows.cell_count() <= FEW_CELLS {
                 // A family of many terms is none the worse for those that will be dropped.
                 (candidate, estimate) = drop_terms(candidate.reduced_to(&estimate.coefficients), estimate, rows);
@@ -90,36 +90,48 @@ pub(crate) fn choose(quantities: &[&Rows]) -> Family {
     best.map_or(Family::Linear, |(_, family)| family)
 }
 
-/// How far the samples reach that are not plainly wrong: a mistyped token count must not place the knots.
-fn trusted_extent(rows: &Rows) -> Extent {
+/// Predictions to start fits from.
+type Starts = Vec<Vec<f64>>;
+
+/// How far the samples reach that are not plainly wrong: a mistyped token count must not place the knots. And where to
+/// start: from a crude shape, and where cells are few, so that wrong samples may be many in one direction, from a simple
+/// fit as well.
+fn starts(rows: &Rows) -> (Extent, Starts) {
     let all = Extent::of(rows.points.iter().copied(), rows.cell_count());
+    let crude = crude(rows);
     let candidate = Family::Quadratic.candidate(&all).or_else(|| Family::Linear.candidate(&all));
-    let Some(candidate) = candidate else { return all };
+    let Some(candidate) = candidate else { return (all, vec![crude]) };
     let matrix = candidate.matrix(&rows.points);
-    let estimate = candidate.fit(rows, &matrix, Start::Crude(&crude(rows), 0.0));
+    let estimate = candidate.fit(rows, &matrix, Start::Crude(&crude, 0.0));
     let trusted = (0..rows.len()).filter(|&i| (rows.logs[i] - estimate.predictions.logs[i]).abs() < 1.0);
-    Extent::of(trusted.map(|i| rows.points[i]), rows.cell_count())
+    let extent = Extent::of(trusted.map(|i| rows.points[i]), rows.cell_count());
+    let mut starts = vec![crude];
+    if rows.cell_count() <= FEW_CELLS {
+        starts.push(estimate.predictions.values);
+    }
+    (extent, starts)
 }
 
-/// Fits a candidate from scratch; where it has a floor, from several guesses of what lies on it.
-fn fit_candidate(candidate: &Candidate, rows: &Rows, matrix: &[f64], start: &[f64]) -> Estimate {
+/// Fits a candidate from each start; where it has a floor, from several guesses of what lies on it.
+fn fit_candidate(candidate: &Candidate, rows: &Rows, matrix: &[f64], starts: &[Vec<f64>]) -> Estimate {
     let guesses: &[f64] = if candidate.floor.is_empty() { &[0.0] } else { &[0.25, 0.5, 0.75] };
-    let fits = guesses.iter().map(|share| {
-        let estimate = candidate.fit(rows, matrix, Start::Crude(start, *share));
+    let tried = starts.iter().flat_map(|start| guesses.iter().map(move |share| (start, *share)));
+    let fits = tried.map(|(start, share)| {
+        let estimate = candidate.fit(rows, matrix, Start::Crude(start, share));
         (mean_error(rows, |i| rows.logs[i] - estimate.predictions.logs[i]), estimate)
     });
     let best = fits.min_by(|a, b| a.0.total_cmp(&b.0));
-    best.expect("there is a guess").1
+    best.expect("there is a start and a guess").1
 }
 
 /// Fits a family, and drops the terms that cross-validation does not miss.
 fn fit_family(family: Family, rows: &Rows) -> (Candidate, Estimate) {
-    let extent = trusted_extent(rows);
+    let (extent, starts) = starts(rows);
     let candidate = family.candidate(&extent).or_else(|| Family::Linear.candidate(&extent));
     // At least two cells: `Linear` is possible.
     let candidate = candidate.unwrap_or_else(|| Candidate::new(vec![Base::Const.own(), Base::Tout.own()], vec![]));
     let matrix = candidate.matrix(&rows.points);
-    let estimate = fit_candidate(&candidate, rows, &matrix, &crude(rows));
+    let estimate = fit_candidate(&candidate, rows, &matrix, &starts);
     drop_terms(candidate.reduced_to(&estimate.coefficients), estimate, rows)
 }
 
