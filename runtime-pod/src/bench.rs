@@ -407,15 +407,12 @@ mod tests {
                 isa: None,
             };
             let cost = Cost::of(&work, &info, 256, 64);
-            // 64 steps look at 257 to 320 positions: 288.5 on average.
+            // 64 steps look at 257 to 320 positions: 288.5 on average. Alone, a step reads 538 MB of weights and 13 MB of those.
             assert_eq!(cost.step_bytes, 4.0 * WEIGHTS + batch * 288.5 * KV_BYTES);
             assert_eq!(cost.step_flops, batch * (BLOCKS + OUTPUT + 288.5 * ATTENTION));
             // Each token of a prompt looks at itself and those before it; only the last one has logits.
             assert_eq!(cost.prefill_flops, batch * (256.0 * BLOCKS + OUTPUT + 256.0 * 257.0 / 2.0 * ATTENTION));
             assert_eq!(cost.prefill_bytes, batch * 4.0 * WEIGHTS);
         }
-        // Alone, a step is 538 MB of weights and 13 MB of keys and values, and about 2 operations for each weight.
-        assert!((4.0 * WEIGHTS / 1e6 - 538.06).abs() < 0.01 && (288.5 * KV_BYTES / 1e6 - 13.29).abs() < 0.01);
-        assert!((BLOCKS + OUTPUT) / (2.0 * WEIGHTS) > 0.999);
     }
 }
