@@ -42,7 +42,7 @@ async fn operators_killed_and_stopped_mid_run_start_no_second_run_and_lose_no_re
     let _alone = RELEASE_LOCK.lock().await;
     with_namespace("opkill", |here| async move {
         apply_demo_model(&here).await?;
-        apply_job(&here, "steady", &requests(800, 128), json!({})).await?;
+        apply_job(&here, "steady", &requests(600, 128), json!({})).await?;
         await_job(&here, "steady", "at work", |job| lines_done(job) > 0).await?;
         let pods: Api<Pod> = here.api();
         let of_job = ListParams::default().labels("joulecast.dev/inference-job=steady");
