@@ -1,6 +1,8 @@
 //! The way of one job, on the real cluster: applied, placed, run, reported.
 #![allow(missing_docs)]
 
+mod planning;
+
 use anyhow::{Context, Result, ensure};
 use joulecast_crds::InferenceJob;
 use joulecast_crds::inference_job::conditions;
