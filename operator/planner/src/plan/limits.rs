@@ -20,10 +20,10 @@ use super::{smooth, tally};
 const SMALL: usize = 50_000;
 /// Nodes that the first estimate of prices is made from.
 const COARSE: usize = 4096;
-/// Corrections of that estimate by all requests.
-const CORRECTIONS: usize = 16;
+/// Corrections of that estimate by all requests, and halvings of those that went too far.
+const CORRECTIONS: usize = 12;
 /// A correction that gains less than this part of the dual function is the last.
-const CORRECTED: f64 = 1e-8;
+const CORRECTED: f64 = 1e-12;
 /// Requests that stay undecided when all others are decided by prices.
 const UNDECIDED: f64 = 5000.0;
 /// Requests that are looked at to find how near a border is, and how many of them are near each candidate's at least.
