@@ -4,7 +4,7 @@
 //! restarted ([`state`]). When the pod is gone, its windows are forgotten.
 
 use crate::holders::Holder;
-use crate::node_meter::{Gpu, Mark, NodeMeter};
+use crate::node_meter::{Gpu, GpuLoad, Mark, NodeMeter};
 use joulecast_meter::Microjoules;
 use joulecast_meter::ledger::{Edge, Figure, Metered};
 use joulecast_meter::nvml::Trouble;
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+mod gpu_use;
 pub mod state;
 
 /// Windows that may be open for one slot.
@@ -31,6 +32,9 @@ struct Window {
     edge: Edge,
     /// Counter and integrated power of its GPUs, by domain.
     marks: BTreeMap<String, Mark>,
+    /// Use of its GPUs so far.
+    #[serde(default)]
+    gpu: gpu_use::Gathered,
 }
 
 /// A job by namespace and name.
@@ -165,6 +169,22 @@ impl Metering {
                 *self.gpu_seconds.entry(job.clone()).or_default() += busy * since.as_secs_f64();
             }
         }
+        self.gather_gpu_use(now);
+    }
+
+    /// Takes readings of the load of GPUs into the windows of those who hold them, in the steps that made some.
+    fn gather_gpu_use(&mut self, now: Duration) {
+        let uids: BTreeSet<&String> = self.holders.values().map(|holder| &holder.uid).collect();
+        let load = |uid: &String| Some((uid.clone(), self.meter.fresh_load_of(uid)?));
+        let loads: BTreeMap<String, GpuLoad> = uids.into_iter().filter_map(load).collect();
+        if loads.is_empty() {
+            return;
+        }
+        for window in self.windows.values_mut() {
+            if let Some(load) = loads.get(&window.uid) {
+                window.gpu.add(load, now.saturating_sub(window.edge.at));
+            }
+        }
     }
 
     /// GPU-seconds by job: time that its pods on this node held GPUs, each times its utilisation, since this process began.
@@ -292,7 +312,7 @@ impl Metering {
         self.next += 1;
         let edge = self.meter.ledger().edge(&holder.uid, at);
         let marks = self.meter.marks(&holder.uid);
-        self.windows.insert(window, Window { uid: holder.uid.clone(), edge, marks });
+        self.windows.insert(window, Window { uid: holder.uid.clone(), edge, marks, gpu: Default::default() });
         self.changed = true;
         let idle = self.meter.ledger().idle_of(&holder.uid);
         Answer::Opened { window, meter: self.meter.describe(&holder.uid), idle_milliwatts: idle.map(|idle| idle.0) }
@@ -307,6 +327,7 @@ impl Metering {
         let metered = ledger.between(&holder.uid, &window.edge, &ledger.edge(&holder.uid, at));
         let mut energy = energy(number, &metered);
         energy.device_lost = self.meter.device_lost(&holder.uid);
+        energy.gpu = window.gpu.told(metered.length);
         energy.notes.extend(self.meter.gpus_of(&holder.uid).filter_map(shared));
         energy.notes.extend(cross_check(&self.meter, metered.length, &window.marks));
         if close {
@@ -372,6 +393,7 @@ fn energy(window: u64, metered: &Metered) -> WindowEnergy {
         idle_microjoules: metered.idle().map(|energy| energy.0),
         domain_microjoules: domains,
         notes,
+        gpu: None,
         device_lost: None,
     }
 }

@@ -3,7 +3,7 @@
 use crate::choice::Choice;
 use crate::cpu_time::CpuTime;
 use crate::host::Host;
-use crate::meter::{Meter, Source, Totals};
+use crate::meter::{GpuUse, Meter, Source, Totals};
 use crate::units::{Microjoules, Milliwatts};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -49,6 +49,8 @@ pub struct Recording {
     pub cpu_peak_millis: Option<u64>,
     /// Highest resident memory of the process in bytes, since it started.
     pub memory_peak_bytes: Option<u64>,
+    /// Use of the slot's GPUs, where it has some.
+    pub gpu: GpuUse,
 }
 
 /// Totals of a window that goes on. What was not read is absent.
@@ -166,6 +168,7 @@ impl Recorder {
             cpu_mean_millis: used.and_then(|used| use_millis(used, length)),
             cpu_peak_millis: self.cpu_peak_millis,
             memory_peak_bytes: self.host.memory_peak_bytes(),
+            gpu: self.meter.gpu(),
         }
     }
 }

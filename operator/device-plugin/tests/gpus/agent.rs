@@ -4,6 +4,7 @@ use crate::fake_gpus::{gpu, uuid};
 use crate::fake_kubelet::FakeKubelet;
 use joulecast_device_plugin::proto::deviceplugin as api;
 use joulecast_fake_nvml::{Gpu, STATE_FILE, State, Xid};
+use joulecast_meter::GpuUse;
 use joulecast_meter::slot::{Answer, Request, WindowStatus};
 use std::fs;
 use std::net::SocketAddr;
@@ -147,6 +148,8 @@ async fn a_pod_gets_a_gpu_is_metered_and_trouble_is_told() {
     // The fake counts whole milliseconds of 300 W: 0.3 J at each edge.
     let want = energy.length_microseconds * 300;
     assert!(energy.gross_microjoules.unwrap().abs_diff(want) <= 600_000, "{energy:?}");
+    let used = GpuUse { mean_millis: Some(500), peak_millis: Some(500), memory_peak_bytes: Some(1 << 30) };
+    assert_eq!(energy.gpu, Some(used));
 
     // The other GPU falls ill, then the first off the bus: the kubelet hears of both.
     change(agent.dir.path(), |state| state.xids.push(Xid { uuid: two.clone(), number: 48 }));
