@@ -360,6 +360,19 @@ impl NodeMeter {
         self.cpu_times.as_ref()?.holders.get(uid).map(|times| times.iter().sum())
     }
 
+    /// Gross energy of a pod since it was given a slot.
+    #[must_use]
+    pub fn gross_of(&self, uid: &str) -> Microjoules {
+        let in_gross = self.ledger.books().filter(|(domain, _)| domain.in_gross);
+        in_gross.filter_map(|(_, books)| books.holders.get(uid)).fold(Microjoules(0), |sum, one| sum.plus(one.gross()))
+    }
+
+    /// Memory that a pod uses now, page cache included.
+    #[must_use]
+    pub fn memory_bytes(&self, uid: &str) -> Option<u64> {
+        self.cgroups.as_ref()?.memory_bytes(uid)
+    }
+
     /// Whether a pod's cgroup is still there.
     #[must_use]
     pub fn lives(&self, uid: &str) -> bool {
