@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Gets what the local cluster needs, into build/bin and from Debian's packages. As root, on Debian with Rust and Go.
 # What is there already is left alone: a second run does nothing and takes a second.
+# `setup.sh cdi` gets a containerd that knows CDI (Debian's does not) into build/bin/cdi, for `make gpu-tests`.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
@@ -73,7 +74,20 @@ build_pause() {
     "$repository/charts/images/layout.py" image --bare --name localhost/joulecast/pause --tag 1 --out "$tar" "$bin/pause" >/dev/null
 }
 
+build_cdi() {
+    local program
+    mkdir -p "$bin/cdi"
+    for program in containerd containerd-shim-runc-v2; do
+        CGO_ENABLED=0 build "cdi/$program" "runs the containers of a node whose GPUs are given by CDI (minutes of two cores the first time)" \
+            "$here/containerd" "github.com/containerd/containerd/v2/cmd/$program" ""
+    done
+}
+
 mkdir -p "$bin" "$repository/build/images"
+if [ "${1:-}" = cdi ]; then
+    build_cdi
+    exit
+fi
 install_packages
 build_kubernetes
 build helm "installs the chart in the cluster tests (2 minutes of two cores the first time)" "$here/helm" helm.sh/helm/v4/cmd/helm ""
