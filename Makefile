@@ -38,11 +38,17 @@ openvino: ## get OpenVINO's libraries into build/openvino, for the tests, the im
 .PHONY: check
 check: onnxruntime openvino ## format, clippy with warnings denied, unit tests, generated files, chart, scripts; needs no cluster
 	$(call stage,format - clippy - unit tests and generated files - chart - scripts)
+	# Rust's minimal profile leaves both out.
+	for component in fmt clippy; do
+		cargo "$$component" --version >/dev/null 2>&1 || rustup component add "$${component/fmt/rustfmt}"
+	done
+	command -v helm >/dev/null || tests/cluster/setup.sh helm
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo test --release
 	$(MAKE) kills
 	tests/chart.sh
+	tests/scripts.sh
 	tests/readme.sh --static
 
 .PHONY: kills

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Gets what the local cluster needs, into build/bin and from Debian's packages. As root, on Debian with Rust and Go.
+# Gets what the local cluster needs, into build/bin and from Debian's packages; with the argument helm, helm alone. As root, on Debian with Rust and Go.
 # What is there already is left alone: a second run does nothing and takes a second.
-# `setup.sh cdi` gets a containerd that knows CDI (Debian's does not) into build/bin/cdi, for `make gpu-tests`.
+# With the argument cdi it gets a containerd that knows CDI (Debian's does not) into build/bin/cdi, for `make gpu-tests`, and nothing else.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
@@ -74,6 +74,8 @@ build_pause() {
     "$repository/charts/images/layout.py" image --bare --name localhost/joulecast/pause --tag 1 --out "$tar" "$bin/pause" >/dev/null
 }
 
+build_helm() { build helm "renders and installs the chart (2 minutes of two cores the first time)" "$here/helm" helm.sh/helm/v4/cmd/helm ""; }
+
 build_cdi() {
     local program
     mkdir -p "$bin/cdi"
@@ -84,11 +86,13 @@ build_cdi() {
 }
 
 mkdir -p "$bin" "$repository/build/images"
-if [ "${1:-}" = cdi ]; then
-    build_cdi
-    exit
-fi
-install_packages
-build_kubernetes
-build helm "installs the chart in the cluster tests (2 minutes of two cores the first time)" "$here/helm" helm.sh/helm/v4/cmd/helm ""
-build_pause
+case ${1:-} in
+    helm) build_helm ;;
+    cdi) build_cdi ;;
+    *)
+        install_packages
+        build_kubernetes
+        build_pause
+        build_helm
+        ;;
+esac
