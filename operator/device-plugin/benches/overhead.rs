@@ -157,7 +157,10 @@ async fn main() {
     for slot in &slots {
         windows.push(open(&dir.path().join("run/slots").join(slot).join("meter.sock")).await);
     }
-    println!("{PODS} pods, of which {} hold a slot with an open window; {GPUS} GPUs, 1 package, {CPUS} CPUs", slots.len());
+    println!(
+        "{PODS} pods, of which {} hold a slot with an open window; {GPUS} GPUs, 1 package, {CPUS} CPUs",
+        slots.len()
+    );
     let own = agent.percent("ten steps a second").await;
     for (mut stream, window) in windows {
         tokio::spawn(async move {

@@ -267,9 +267,16 @@ mod tests {
             report
         };
         let sum = add(Some(&add(None, Some(&with(Some(900), 950, 7)))), Some(&with(Some(500), 990, 5)));
-        assert_eq!((sum.gpu_mean_millis, sum.gpu_peak_millis, sum.gpu_memory_peak_bytes), (Some(700), Some(990), Some(7)));
+        assert_eq!(
+            (sum.gpu_mean_millis, sum.gpu_peak_millis, sum.gpu_memory_peak_bytes),
+            (Some(700), Some(990), Some(7))
+        );
         let sum = add(Some(&sum), Some(&with(None, 10, 1)));
-        assert_eq!((sum.gpu_mean_millis, sum.gpu_peak_millis), (None, Some(990)), "the mean of an attempt is not known");
+        assert_eq!(
+            (sum.gpu_mean_millis, sum.gpu_peak_millis),
+            (None, Some(990)),
+            "the mean of an attempt is not known"
+        );
     }
 
     #[test]

@@ -2,10 +2,10 @@
 
 use crate::fake_gpus::{gpu, uuid};
 use crate::fake_kubelet::FakeKubelet;
+use joulecast_device_plugin::metering::MAX_WINDOWS;
 use joulecast_device_plugin::proto::deviceplugin as api;
 use joulecast_fake_nvml::{Gpu, STATE_FILE, State, Xid};
 use joulecast_meter::GpuUse;
-use joulecast_device_plugin::metering::MAX_WINDOWS;
 use joulecast_meter::slot::{Answer, Refusal, Request, WindowStatus};
 use std::fs;
 use std::net::SocketAddr;
