@@ -412,6 +412,12 @@ pub struct LeftOutCandidate {
     /// InferenceModel.
     #[schemars(length(max = 253))]
     pub model: String,
+    /// Format of the artifact; absent if the reason holds for every artifact that the engine reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<ArtifactFormat>,
+    /// Position of the artifact in the model's spec.artifacts; absent as the format is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_index: Option<i32>,
     /// Engine; absent if the reason holds for every engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineName>,

@@ -4,6 +4,7 @@
 //! users do: manifests, kubectl, helm and `joulecast`, and the API where a condition is awaited.
 
 pub mod agent;
+pub mod audit;
 pub mod cluster;
 pub mod fake_nvidia_plugin;
 pub mod job;

@@ -406,7 +406,10 @@ fn bound(snapshot: &Snapshot, pod: &PodFacts, waiting: Option<&str>) -> bool {
     // A volume that is attached to a lost node keeps the container from being made; the kubelet tells that in events only.
     let long = pod.created.is_some_and(|created| snapshot.now.duration_since(created) > ATTACHING);
     let attached = waiting.starts_with("ContainerCreating") && long && !snapshot.unreachable.is_empty();
-    waiting.contains("volume node affinity conflict") || (attached && pod.place.attempt > 1)
+    // The scheduler's words, those of older releases last.
+    let elsewhere =
+        waiting.contains("PersistentVolume's node affinity") || waiting.contains("volume node affinity conflict");
+    elsewhere || (attached && pod.place.attempt > 1)
 }
 
 fn pending(snapshot: &Snapshot) -> Option<(&PodFacts, Option<&str>)> {
