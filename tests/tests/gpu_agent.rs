@@ -158,7 +158,11 @@ async fn await_node(jsonpath: &str) -> Result<()> {
 
 /// Applies a job for GPUs.
 async fn apply(here: &TestNamespace, name: &str, lines: u32) -> Result<()> {
-    let spec = json!({"constraints": {"providers": ["cuda"]}, "backoffLimit": 0});
+    // Each of two nodes has half of the machine, and the agent runs there too.
+    let resources = json!({"requests": {"cpu": "400m", "memory": "256Mi"}, "limits": {"cpu": "1", "memory": "1Gi"}});
+    let spec = json!({
+        "constraints": {"providers": ["cuda"]}, "backoffLimit": 0, "podTemplate": {"resources": resources},
+    });
     apply_job(here, name, &requests(lines, 128), spec).await
 }
 
@@ -289,8 +293,10 @@ async fn instances_share_their_board(here: &TestNamespace) -> Result<()> {
     devices("Nodes").await?;
     await_allocatable(NODE, CUDA, "2").await?;
     // Nobody holds an instance: what the board draws is its idle power.
-    let idle = WATTS[0] * 1000;
-    await_node(&format!("{{.metadata.annotations.joulecast\\.dev/idle-milliwatts}}={idle}")).await?;
+    await_node("{.metadata.annotations.joulecast\\.dev/idle-milliwatts}").await?;
+    let idle =
+        node(NODE).await?.metadata.annotations.unwrap_or_default()["joulecast.dev/idle-milliwatts"].parse::<f64>()?;
+    ensure_near("idle power of the board, in mW", WATTS[0] as f64 * 1e3, idle, 0.01)?;
     apply(here, "shared", 60).await?;
     let (_, measured) = complete(here, "shared", 60).await?;
     ensure!(measured.meter.starts_with("node agent: nvml (gpu-0 BoardShared)"), "{:?}", measured.meter);
