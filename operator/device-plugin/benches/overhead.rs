@@ -104,7 +104,7 @@ fn node() -> TempDir {
         instances: Some((0..INSTANCES).map(|number| instance(index, number)).collect()),
         ..Gpu::default()
     };
-    State { gpus: (0..GPUS).map(gpu).collect(), ..State::default() }.write(dir.path()).unwrap();
+    State { gpus: (0..GPUS).map(gpu).collect(), is_final: true, ..State::default() }.write(dir.path()).unwrap();
     dir
 }
 
@@ -130,10 +130,10 @@ async fn ask(stream: &mut BufReader<UnixStream>, request: &Request) -> Answer {
 }
 
 /// Opens a window in the slot; the agent may have to ask the kubelet first.
-async fn open(socket: &Path) -> (BufReader<UnixStream>, u64) {
+async fn open(socket: &Path, job: &str) -> (BufReader<UnixStream>, u64) {
     let mut stream = BufReader::new(UnixStream::connect(socket).await.unwrap());
     loop {
-        match ask(&mut stream, &Request::Open { job: None }).await {
+        match ask(&mut stream, &Request::Open { job: Some(job.to_owned()) }).await {
             Answer::Opened { window, .. } => return (stream, window),
             _ => tokio::time::sleep(Duration::from_millis(200)).await,
         }
@@ -154,11 +154,12 @@ async fn main() {
         kubelet.hold(slot, &format!("pod-{pod}"), &format!("uid-{pod}"));
     }
     let mut windows = Vec::new();
-    for slot in &slots {
-        windows.push(open(&dir.path().join("run/slots").join(slot).join("meter.sock")).await);
+    for (number, slot) in slots.iter().enumerate() {
+        let socket = dir.path().join("run/slots").join(slot).join("meter.sock");
+        windows.push(open(&socket, &format!("job-{number}")).await);
     }
     println!(
-        "{PODS} pods, of which {} hold a slot with an open window; {GPUS} GPUs, 1 package, {CPUS} CPUs",
+        "{PODS} pods, of which {} of as many jobs hold a slot with an open window; {GPUS} GPUs, 1 package, {CPUS} CPUs",
         slots.len()
     );
     let own = agent.percent("ten steps a second").await;
