@@ -149,6 +149,27 @@ fn limits_that_cannot_be_kept_are_said_to_be_so_with_the_figures() {
     assert_eq!(planned(dir.path(), &spec).requests, 20);
 }
 
+/// 1050 tokens at 10 ms are 10.5 s of work for one pod, and 5.25 s for each of two.
+#[test]
+fn a_deadline_counts_with_the_pods_that_work_side_by_side() {
+    let dir = tempfile::tempdir().unwrap();
+    input(dir.path());
+    let mut spec = spec(dir.path(), &[demo_model()], vec![candidate("a", 0, json!({"tout": 1.0}), 0.5)], 1.0);
+    spec["limits"] = json!({"deadlineSeconds": 6.0});
+    let (code, report) = plan(dir.path(), Some(&spec));
+    assert_eq!((code, report.failure.unwrap().reason.as_str()), (78, "Infeasible"));
+    let alone = {
+        spec["limits"] = json!({});
+        planned(dir.path(), &spec)
+    };
+    spec["candidates"][0]["slots"] = json!(2);
+    spec["limits"] = json!({"deadlineSeconds": 6.0});
+    let both = planned(dir.path(), &spec);
+    assert!(both.seconds[1] > 5.25 && both.seconds[1] < 6.0, "{both:?}");
+    // Each of them loads the model.
+    assert!(both.candidates[0].seconds > alone.candidates[0].seconds && both.joules[1] > alone.joules[1], "{both:?}");
+}
+
 #[test]
 fn what_is_wrong_is_named() {
     let dir = tempfile::tempdir().unwrap();

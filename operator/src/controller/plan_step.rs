@@ -222,7 +222,8 @@ fn candidate(one: &Modelled, model: usize, accuracy: f64, job: &ValidJob) -> Pla
         energy,
         runtime,
         accuracy,
-        slots: 1,
+        // The pods of a configuration work side by side.
+        slots: job.parallelism,
         share: job.share(name, *engine, *provider),
         energy_uncertainty,
         runtime_uncertainty,

@@ -21,7 +21,7 @@ struct Priced<'a> {
     spec: &'a PlanCandidate,
     energy: Cost,
     runtime: Cost,
-    /// Loading the model, once.
+    /// Loading the model, once for each slot.
     setup: Setup,
 }
 
@@ -149,11 +149,10 @@ impl Given<'_> {
             }
         }
         if planned.requests > 0 {
-            planned.seconds = six_digits(seconds[1] + candidate.setup.time.0);
+            planned.seconds = six_digits(seconds[1] + candidate.setup.time.0 * slots(candidate.spec));
             for i in 0..3 {
                 figures.joules[i] += joules[i] + candidate.setup.energy.0;
-                // Slots work side by side; each loads the model.
-                let until_done = seconds[i] / f64::from(candidate.spec.slots.max(1)) + candidate.setup.time.0;
+                let until_done = seconds[i] / slots(candidate.spec) + candidate.setup.time.0;
                 figures.seconds[i] = figures.seconds[i].max(until_done);
             }
         }
@@ -190,7 +189,14 @@ fn priced<'a>(place: usize, spec: &'a PlanSpec, counts: &Counts) -> Result<Price
     let (joules, seconds) = (sum(&energy), sum(&runtime));
     let watts = if seconds > 0.0 { joules / seconds } else { 0.0 };
     let load = counts.model_bytes[one.model] as f64 / spec.load_bytes_per_second;
-    Ok(Priced { place, spec: one, energy, runtime, setup: Setup { energy: Joules(load * watts), time: Seconds(load) } })
+    // Each slot's pod loads the model; they do so at the same time.
+    let setup = Setup { energy: Joules(load * watts * slots(one)), time: Seconds(load) };
+    Ok(Priced { place, spec: one, energy, runtime, setup })
+}
+
+/// Slots that work at the same time.
+fn slots(candidate: &PlanCandidate) -> f64 {
+    f64::from(candidate.slots.max(1))
 }
 
 /// A request that allows so much output, forecast to use this fraction of it. One that nobody can read takes nothing.

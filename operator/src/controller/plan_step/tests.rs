@@ -126,6 +126,14 @@ fn a_predicted_job_is_planned_by_a_pod_that_may_do_nothing_else() {
 }
 
 #[test]
+fn the_pods_of_a_configuration_are_its_slots() {
+    let snapshot = predicted(builder().spec(|spec| spec.parallelism = 3).build());
+    let (_, prepared) = decided(&snapshot);
+    let spec = asked(&prepared, &json!({"running": {}})).spec.unwrap();
+    assert!(spec.candidates.iter().all(|candidate| candidate.slots == 3), "{spec:?}");
+}
+
+#[test]
 fn the_question_is_put_once_while_costs_move() {
     let mut snapshot = predicted(builder().build());
     let (_, prepared) = decided(&snapshot);
