@@ -89,10 +89,33 @@ cluster-tests: ## the tests that need the local cluster, which `make demo` leave
 
 .PHONY: faults
 faults: export KUBECONFIG := $(cluster_kubeconfig)
-faults: setup images cluster-up ## nodes powered off and cut, everything restarted under running jobs; adds a second node for some minutes
+faults: setup images cluster-up kills-operator upgrade ## nodes powered off and cut, everything restarted under running jobs; adds a second node for some minutes
 	$(call stage,takes nodes and daemons away under running jobs)
 	tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
 	tests/two-nodes.sh faults
+
+.PHONY: kills-operator
+kills-operator: export KUBECONFIG := $(cluster_kubeconfig)
+kills-operator: setup images cluster-up ## kill the operator in front of every write to the API, and start it anew (a build with fail points)
+	$(call stage,kills joulecast-operator at every fail point while it works)
+	tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
+	tests/install.sh >/dev/null
+	cargo build --release -p joulecast-operator --bin joulecast-operator --features fail-points
+	cp target/release/joulecast-operator build/joulecast-operator-with-points
+	# Puts the one without points back.
+	cargo build --release -p joulecast-operator --bin joulecast-operator
+	set -a
+	. build/images/images.env
+	set +a
+	JOULECAST_OPERATOR_WITH_POINTS=$(CURDIR)/build/joulecast-operator-with-points \
+		cargo test --release --workspace --test kills_operator -- --nocapture
+
+.PHONY: upgrade
+upgrade: export KUBECONFIG := $(cluster_kubeconfig)
+upgrade: setup images cluster-up ## helm upgrade from the release before, which it builds out of the git history, under running jobs
+	$(call stage,upgrades the release under running jobs)
+	tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
+	tests/upgrade.sh
 
 .PHONY: soak
 soak: export KUBECONFIG := $(cluster_kubeconfig)
