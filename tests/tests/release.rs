@@ -3,6 +3,7 @@
 
 use anyhow::{Context, Result, ensure};
 use joulecast_crds::inference_job::conditions;
+use joulecast_tests::audit_log::AuditLog;
 use joulecast_tests::cluster::{RELEASE, RELEASE_NAMESPACE, client, repository, user_runs, user_tries};
 use joulecast_tests::job::{
     apply_demo_model, apply_job, await_job, ensure_status_is_true, is_true, lines_done, requests, results,
@@ -10,9 +11,7 @@ use joulecast_tests::job::{
 use joulecast_tests::namespace::with_namespace;
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::{Api, DeleteParams, ListParams};
-use serde_json::{Value, json};
-use std::fs;
-use std::path::{Path, PathBuf};
+use serde_json::json;
 use std::time::Duration;
 
 /// Serialises the tests of this file: each changes the one release that all of them use.
@@ -61,40 +60,13 @@ async fn an_operator_killed_mid_run_starts_no_second_run_and_loses_no_report() {
     .await;
 }
 
-/// What the API server noted of every request.
-struct AuditLog(PathBuf);
-
-impl AuditLog {
-    fn of_the_cluster() -> Self {
-        let state = std::env::var("JOULECAST_CLUSTER_DIR").unwrap_or_else(|_| "/var/lib/joulecast-cluster".into());
-        Self(Path::new(&state).join("log/audit.log"))
-    }
-
-    /// The operator's writes in the time that follows, but those of its Lease.
-    async fn written_within(&self, time: Duration) -> Result<Vec<String>> {
-        let before = fs::read(&self.0).with_context(|| self.0.display().to_string())?.len();
-        tokio::time::sleep(time).await;
-        let all = fs::read_to_string(&self.0)?;
-        let operator = format!("system:serviceaccount:{RELEASE_NAMESPACE}:joulecast-operator");
-        // A line that is being written is not JSON yet.
-        let events =
-            all.get(before..).unwrap_or(&all).lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-        let of_operator: Vec<Value> = events.filter(|event| event["user"]["username"] == operator.as_str()).collect();
-        ensure!(
-            !of_operator.is_empty() || time < LEASE_RENEWAL,
-            "not even the Lease was renewed: is {} right?",
-            self.0.display()
-        );
-        let is_write = |event: &&Value| {
-            !["get", "list", "watch"].iter().any(|verb| event["verb"] == *verb)
-                && event["objectRef"]["resource"] != "leases"
-        };
-        Ok(of_operator
-            .iter()
-            .filter(is_write)
-            .map(|event| format!("{} {}", event["verb"], event["requestURI"]))
-            .collect())
-    }
+/// The operator's writes in the time that follows, but those of its Lease.
+async fn written_within(time: Duration) -> Result<Vec<String>> {
+    let log = AuditLog::from_now()?;
+    tokio::time::sleep(time).await;
+    let requests = log.of_operator()?;
+    ensure!(!requests.is_empty() || time < LEASE_RENEWAL, "not even the Lease was renewed: is it the right log?");
+    Ok(requests.into_iter().filter(|request| request.writes).map(|request| request.what).collect())
 }
 
 /// Longest time between two renewals of the operator's Lease.
@@ -116,13 +88,12 @@ async fn an_idle_operator_writes_nothing_and_stays_small() {
             .parse::<f64>()?;
         ensure!(resident < 30e6, "the operator holds {resident} bytes");
         // What it had to do for other tests is over once it was still for a while.
-        let log = AuditLog::of_the_cluster();
         for _ in 0..12 {
-            if log.written_within(Duration::from_secs(5)).await?.is_empty() {
+            if written_within(Duration::from_secs(5)).await?.is_empty() {
                 break;
             }
         }
-        let written = log.written_within(Duration::from_secs(20)).await?;
+        let written = written_within(Duration::from_secs(20)).await?;
         ensure!(written.is_empty(), "an idle operator wrote\n{}", written.join("\n"));
         Ok(())
     }
