@@ -10,7 +10,7 @@ use crate::controller::decide::{ChildAction, Decision, Planning, is_finished};
 use crate::controller::facts::{PodFacts, PodStage};
 use crate::controller::observe::Snapshot;
 use crate::controller::validate::{InputFile, ValidJob};
-use crate::controller::{account, assess, attempts::Review, ledger};
+use crate::controller::{account, assess, attempts::Review, ledger, straggler};
 use joulecast_crds::InferenceJob;
 use joulecast_crds::inference_job::{ChosenConfiguration, InferenceJobStatus, Progress, conditions};
 use joulecast_crds::names::FIELD_MANAGER;
@@ -114,8 +114,9 @@ fn progress(snapshot: &Snapshot, status: &InferenceJobStatus, job: Option<&Valid
         if pod.place.configuration == configurations {
             return Some(account::progress(&told)).filter(|_| report.is_some());
         }
-        newest.insert((pod.place.configuration, pod.shard), told);
+        newest.insert((pod.place.configuration, pod.place.shard), told);
     }
+    let parts = if plan.rest.is_some() { parts / configurations.max(1) } else { parts };
     if newest.len() != parts as usize || newest.is_empty() {
         return None;
     }
@@ -126,7 +127,10 @@ fn progress(snapshot: &Snapshot, status: &InferenceJobStatus, job: Option<&Valid
         tokens_out: one.tokens_out + other.tokens_out,
         gross_millijoules: None,
     });
-    sum.as_ref().map(account::progress)
+    match plan.rest {
+        Some(rest) => Some(account::progress(&straggler::whole(&sum?, status.progress.as_ref()?, &rest)?)),
+        None => sum.as_ref().map(account::progress),
+    }
 }
 
 /// Node of the newest pod that has one; the class of nodes while none is known.
@@ -406,7 +410,9 @@ fn bound(snapshot: &Snapshot, pod: &PodFacts, waiting: Option<&str>) -> bool {
     // A volume that is attached to a lost node keeps the container from being made; the kubelet tells that in events only.
     let long = pod.created.is_some_and(|created| snapshot.now.duration_since(created) > ATTACHING);
     let attached = waiting.starts_with("ContainerCreating") && long && !snapshot.unreachable.is_empty();
-    waiting.contains("volume node affinity conflict") || (attached && pod.place.attempt > 1)
+    // The scheduler's words, those of older releases last.
+    let elsewhere = waiting.contains("PersistentVolume's node affinity") || waiting.contains("volume node affinity conflict");
+    elsewhere || (attached && pod.place.attempt > 1)
 }
 
 fn pending(snapshot: &Snapshot) -> Option<(&PodFacts, Option<&str>)> {

@@ -51,6 +51,24 @@ async fn a_lost_node_moves_the_work_and_fences_the_old_attempt_whose_late_report
 }
 
 #[tokio::test]
+async fn a_volume_that_only_another_node_has_is_told_as_the_reason() {
+    let mut world = World::running().await;
+    for told in [
+        "0/2 nodes are available: 1 node(s) didn't match PersistentVolume's node affinity, 1 node(s) had untolerated taint(s).",
+        "0/2 nodes are available: 1 node(s) had taint that the pod didn't tolerate, 1 node(s) had volume node affinity conflict.",
+    ] {
+        let mut pod = samples::running_pod("hello-1-0-1-a");
+        let unscheduled = json!({"type": "PodScheduled", "status": "False", "message": told});
+        pod.status = Some(serde_json::from_value(json!({"phase": "Pending", "conditions": [unscheduled]})).unwrap());
+        world.pod(pod);
+        world.settle().await;
+        let (value, reason, message) = world.condition(conditions::RUNNING).unwrap();
+        assert_eq!((value.as_str(), reason.as_str()), ("False", "VolumeBound"));
+        assert!(message.contains(told) && message.contains("ReadWriteMany"), "{message}");
+    }
+}
+
+#[tokio::test]
 async fn a_node_that_comes_back_in_time_changes_nothing() {
     let mut world = World::running().await;
     world.node("node-1", Some(0));
