@@ -38,18 +38,24 @@ openvino: ## get OpenVINO's libraries into build/openvino, for the tests, the im
 .PHONY: check
 check: onnxruntime openvino ## format, clippy with warnings denied, unit tests, generated files, chart, scripts; needs no cluster
 	$(call stage,format - clippy - unit tests and generated files - chart - scripts)
+	# Rust's minimal profile leaves both out.
+	for component in fmt clippy; do
+		cargo "$$component" --version >/dev/null 2>&1 || rustup component add "$${component/fmt/rustfmt}"
+	done
+	command -v helm >/dev/null || tests/cluster/setup.sh helm
 	cargo fmt --all --check
 	cargo clippy --release --workspace --all-targets -- -D warnings
 	cargo test --release
 	$(MAKE) kills
 	tests/chart.sh
+	tests/scripts.sh
 	tests/readme.sh --static
 
 .PHONY: kills
 kills: ## kill the runtime wherever it writes, renames or reports, and start it anew (a build with fail points)
 	$(call stage,kills joulecast-runtime at every fail point and resumes)
 	# target/release/joulecast-runtime has the points in it afterwards; each build without them puts the other one back.
-	cargo test --release -p joulecast-runtime --features fail-points --test kills
+	cargo test --release --workspace --features joulecast-runtime/fail-points --test kills
 
 .PHONY: test
 test: export KUBECONFIG := $(cluster_kubeconfig)
@@ -80,7 +86,9 @@ cluster-tests: ## the tests that need the local cluster, which `make demo` leave
 	set -a
 	. build/images/images.env
 	set +a
+	export JOULECAST_TESTS_BEGAN=$$(date -u +%Y-%m-%dT%H:%M:%S)
 	cargo test --release --workspace --test jobs --test planning --test energy_models --test release
+	cargo test --release --workspace --test permissions
 	# Last, and by itself: the node agent stays for all tests of its program, and goes with the values that they set.
 	tests=0
 	cargo test --release --workspace --test node_agent || tests=$$?

@@ -55,6 +55,18 @@ impl JsonSchema for Decimal {
     }
 }
 
+/// Schema of a fraction from 0 to 1 as text, for a field of type `String`. A rule in place of a pattern: its refusal says what to write.
+pub(crate) fn fraction(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "string",
+        "maxLength": 11,
+        "x-kubernetes-validations": [{
+            "rule": r"self.matches('^(0(\\.[0-9]{1,9})?|1(\\.0{1,9})?)$')",
+            "message": "give a fraction from 0 to 1 as text, with at most 9 decimals, for example \"0.25\""
+        }]
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

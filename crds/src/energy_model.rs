@@ -48,7 +48,7 @@ pub struct EnergyModelSpec {
 }
 
 /// What was measured.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ModelKey {
     /// Name of the InferenceModel that was measured.
@@ -56,7 +56,8 @@ pub struct ModelKey {
     pub model: String,
     /// What the model's files are: "files-sha256:" and 64 hexadecimal digits as reports of runs tell it (docs/energy-models.md); a candidate that tells another one is another model.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 80), regex(pattern = r"^files-sha256:[0-9a-f]{64}$"))]
+    #[schemars(length(max = 80))]
+    #[x_kube(validation = Rule::new(r"self.matches('^files-sha256:[0-9a-f]{64}$')").message("give \"files-sha256:\" and 64 hexadecimal digits, as tools/modelpack writes it and reports of runs tell it"))]
     pub artifact_digest: Option<String>,
     /// Number format of the weights in memory, for example "bf16".
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -247,7 +248,7 @@ pub struct EnergyModelStatus {
     pub observed_generation: Option<i64>,
     /// Ready (it can predict) and Drifted (jobs say that it no longer holds): each with reason and message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(length(max = 8), transform = crate::upstream::conditions)]
     pub conditions: Vec<Condition>,
     /// Coefficients as the reports below correct them; those of the spec where absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]

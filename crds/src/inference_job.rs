@@ -62,7 +62,7 @@ pub struct InferenceJobSpec {
     pub cold_start: ColdStart,
     /// Largest fraction of lines that may end as error results, as a decimal string; above it the job is Failed, below it Complete with the failed lines counted.
     #[serde(default = "default_max_failed_fraction")]
-    #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
+    #[schemars(schema_with = "crate::decimal::fraction")]
     pub max_failed_fraction: String,
     /// How often a run that failed by itself is repeated before the job is Failed; what the cluster takes away (a lost node, an eviction) is repeated without counting here.
     #[serde(default = "default_backoff_limit")]
@@ -134,14 +134,15 @@ pub struct Input {
 }
 
 /// A key of a ConfigMap in the namespace of the job.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(KubeSchema, Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ConfigMapKey {
     /// Name of the ConfigMap.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
     /// Key under which the JSONL text stands.
-    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
+    #[schemars(length(min = 1, max = 253))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[-._a-zA-Z0-9]+$')").message("give a key of the ConfigMap: letters, digits, '-', '_' and '.'"))]
     pub key: String,
 }
 
@@ -164,7 +165,7 @@ pub struct Output {
 pub struct Objective {
     /// Weight of energy against accuracy as a decimal string: "1.0" looks at energy alone, "0.0" at accuracy alone.
     #[serde(default = "default_zeta")]
-    #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
+    #[schemars(schema_with = "crate::decimal::fraction")]
     pub zeta: String,
 }
 
@@ -196,7 +197,7 @@ pub struct Constraints {
     pub device_classes: Vec<DeviceClass>,
     /// Least accuracy score that a model must have, as a decimal string between "0" and "1".
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
+    #[schemars(schema_with = "crate::decimal::fraction")]
     pub min_accuracy: Option<String>,
     /// Most gross joules that the requests may be predicted to take; a plan within it is found, or none is made and the condition Planned says so.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -232,11 +233,11 @@ pub struct ShareBound {
     pub provider: Option<Provider>,
     /// Least share as a decimal string, for example "0.1".
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
+    #[schemars(schema_with = "crate::decimal::fraction")]
     pub min: Option<String>,
     /// Largest share as a decimal string.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
+    #[schemars(schema_with = "crate::decimal::fraction")]
     pub max: Option<String>,
 }
 
@@ -246,22 +247,23 @@ pub struct ShareBound {
 pub struct PodOverrides {
     /// Labels of the pods besides Joulecast's own.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32))]
+    #[schemars(extend("maxProperties" = 32), transform = crate::upstream::label_values)]
     pub labels: BTreeMap<String, String>,
     /// Node labels that a node must have besides what the placement asks for.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-    #[schemars(extend("maxProperties" = 32))]
+    #[schemars(extend("maxProperties" = 32), transform = crate::upstream::label_values)]
     pub node_selector: BTreeMap<String, String>,
     /// Taints that the pods tolerate.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32))]
+    #[schemars(length(max = 32), transform = crate::upstream::tolerations)]
     pub tolerations: Vec<Toleration>,
     /// Secrets for pulling the runtime image.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16))]
+    #[schemars(length(max = 16), transform = crate::upstream::references)]
     pub image_pull_secrets: Vec<LocalObjectReference>,
     /// Resources of the runtime container; the operator's defaults if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(transform = crate::upstream::resources)]
     pub resources: Option<ResourceRequirements>,
 }
 
@@ -278,7 +280,7 @@ pub struct InferenceJobStatus {
     pub state: Option<String>,
     /// Planned, Running, Suspended, Complete, Failed, EnergyReported, Extrapolating, ModelDrift: each with reason and message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(length(max = 16), transform = crate::upstream::conditions)]
     pub conditions: Vec<Condition>,
     /// Node that runs or ran the job, or the class of nodes while none is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -427,6 +429,12 @@ pub struct LeftOutCandidate {
     /// InferenceModel.
     #[schemars(length(max = 253))]
     pub model: String,
+    /// Format of the artifact; absent if the reason holds for every artifact that the engine reads.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub format: Option<ArtifactFormat>,
+    /// Position of the artifact in the model's spec.artifacts; absent as the format is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub artifact_index: Option<i32>,
     /// Engine; absent if the reason holds for every engine.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine: Option<EngineName>,

@@ -41,7 +41,7 @@ pub struct InferenceModelSpec {
 #[serde(rename_all = "camelCase")]
 pub struct Accuracy {
     /// Score between "0" and "1" as a decimal string, for example "0.512".
-    #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
+    #[schemars(schema_with = "crate::decimal::fraction")]
     pub score: String,
     /// Benchmark, version and settings that gave the score, for example "HumanEval pass@1, greedy".
     #[schemars(length(min = 1, max = 256))]
@@ -60,7 +60,8 @@ pub struct Artifact {
     pub dtype: Option<String>,
     /// What the files are, as reports of runs tell it in their artifactDigest and as tools/modelpack writes it: a run refuses other files, and predictions are for these, not for a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 80), regex(pattern = r"^files-sha256:[0-9a-f]{64}$"))]
+    #[schemars(length(max = 80))]
+    #[x_kube(validation = Rule::new(r"self.matches('^files-sha256:[0-9a-f]{64}$')").message("give \"files-sha256:\" and 64 hexadecimal digits, as tools/modelpack writes it and reports of runs tell it"))]
     pub digest: Option<String>,
     /// Where the files lie.
     pub source: ArtifactSource,

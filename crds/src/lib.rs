@@ -21,6 +21,7 @@ pub mod profile_run;
 pub mod report;
 pub mod run_spec;
 pub mod s3;
+mod upstream;
 
 pub use decimal::Decimal;
 pub use energy_model::{EnergyModel, EnergyModelSpec, EnergyModelStatus};

@@ -67,7 +67,8 @@ pub struct ProfileRunSpec {
     pub samples: SamplesFile,
     /// Name of the EnergyModel to make or replace; made of model, engine, provider and batch if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"))]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("give a name of lower-case letters, digits and '-' that begins and ends with a letter or a digit"))]
     pub energy_model_name: Option<String>,
     /// Stops measuring while true; set to false to go on from the samples that are there.
     #[serde(default)]
@@ -128,7 +129,7 @@ pub struct Repetitions {
     pub max: i32,
     /// Enough when half of the 95 % confidence interval of the mean, over the mean, is at most this, of energy and of run time.
     #[serde(default = "five_percent")]
-    #[schemars(regex(pattern = r"^(0(\.[0-9]{1,9})?|1(\.0{1,9})?)$"), length(max = 11))]
+    #[schemars(schema_with = "crate::decimal::fraction")]
     pub relative_half_width: String,
 }
 
@@ -232,7 +233,7 @@ pub struct ProfileRunStatus {
     pub state: Option<String>,
     /// Running, Suspended, Complete, Failed: each with reason and message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8), extend("x-kubernetes-list-type" = "map"), extend("x-kubernetes-list-map-keys" = ["type"]))]
+    #[schemars(length(max = 8), transform = crate::upstream::conditions)]
     pub conditions: Vec<Condition>,
     /// Seed of the order of points.
     #[serde(default, skip_serializing_if = "Option::is_none")]

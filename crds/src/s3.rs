@@ -10,18 +10,22 @@ use serde::{Deserialize, Serialize};
 #[x_kube(validation = Rule::new("!self.key.split('/').exists(part, part == '' || part == '.' || part == '..')").message("key: give the key of an object, without '/' at either end and without empty, '.' or '..' parts"))]
 pub struct S3Object {
     /// Name of the bucket.
-    #[schemars(length(min = 3, max = 63), regex(pattern = r"^[a-z0-9][a-z0-9.-]*[a-z0-9]$"))]
+    #[schemars(length(min = 3, max = 63))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[a-z0-9][a-z0-9.-]*[a-z0-9]$')").message("give the name of a bucket: lower-case letters, digits, '.' and '-'"))]
     pub bucket: String,
     /// Key of the object.
-    #[schemars(length(min = 1, max = 512), regex(pattern = r"^[A-Za-z0-9_.=+@/-]+$"))]
+    #[schemars(length(min = 1, max = 512))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[A-Za-z0-9_.=+@/-]+$')").message("give the key of an object made of letters, digits and the characters _ . = + @ - /"))]
     pub key: String,
     /// Region that requests are signed for.
     #[serde(default = "default_region")]
-    #[schemars(length(min = 1, max = 63), regex(pattern = r"^[a-z0-9-]+$"))]
+    #[schemars(length(min = 1, max = 63))]
+    #[x_kube(validation = Rule::new(r"self.matches('^[a-z0-9-]+$')").message("give the name of a region, for example \"eu-central-1\""))]
     pub region: String,
     /// The server, for example https://minio.example:9000; that of Amazon's region if absent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 261), regex(pattern = r"^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?$"))]
+    #[schemars(length(max = 261))]
+    #[x_kube(validation = Rule::new(r"self.matches('^https?://[A-Za-z0-9.-]+(:[0-9]{1,5})?$')").message("give the server alone, without a path, for example \"https://minio.example:9000\""))]
     pub endpoint: Option<String>,
     /// Whether requests name the bucket in their path; with false in front of the host name.
     #[serde(default = "default_path_style")]

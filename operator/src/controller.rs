@@ -14,7 +14,7 @@ use joulecast_crds::InferenceJob;
 use k8s_openapi::jiff::Timestamp;
 use kube::api::{DeleteParams, Preconditions, PropagationPolicy};
 use kube::runtime::controller::{Action, Controller};
-use kube::runtime::events::Recorder;
+use kube::runtime::events::{Event, Recorder};
 use kube::{Api, Client, Resource};
 use observe::Snapshot;
 use std::collections::HashMap;
@@ -129,7 +129,13 @@ pub async fn reconcile(job: Arc<InferenceJob>, context: Arc<Context>) -> Result<
         Ok(true) => tell(&snapshot, &computed, &context).await, // writes
         Ok(false) => {}
         Err(error) if apply::class(&error) == Class::Gone => return Ok(Action::await_change()),
-        Err(error) => return Err(Error::Status(error)),
+        Err(error) => {
+            if apply::class(&error) == Class::Refused {
+                // The status cannot say it.
+                publish(&snapshot, &story::status_refused(&error.to_string()), &context).await; // writes
+            }
+            return Err(Error::Status(error));
+        }
     }
     context.metrics.reconciled(started.elapsed());
     forget_failures(snapshot.job.meta().uid.as_deref(), &context);
@@ -159,11 +165,14 @@ fn next(snapshot: &Snapshot, decision: &Decision, applied: &apply::Applied, cont
 
 async fn tell(snapshot: &Snapshot, computed: &status::Computed, context: &Context) {
     context.metrics.counted(&computed.counted);
-    let about = snapshot.job.object_ref(&());
     for event in story::events(snapshot.status(), computed) {
-        if let Err(error) = context.recorder.publish(&event, &about).await {
-            tracing::warn!(%error, reason = event.reason, "an event could not be written");
-        }
+        publish(snapshot, &event, context).await;
+    }
+}
+
+async fn publish(snapshot: &Snapshot, event: &Event, context: &Context) {
+    if let Err(error) = context.recorder.publish(event, &snapshot.job.object_ref(&())).await {
+        tracing::warn!(%error, reason = event.reason, "an event could not be written");
     }
 }
 

@@ -62,12 +62,7 @@ fn who(name: &str) -> Who {
 }
 
 /// Two attempts, of which the second did the latter half; gives the bytes of their records.
-fn make(
-    parts: &Parts,
-    lines: u64,
-    batch: u64,
-    result_bytes: usize,
-) -> Result<u64, Box<dyn std::error::Error>> {
+fn make(parts: &Parts, lines: u64, batch: u64, result_bytes: usize) -> Result<u64, Box<dyn std::error::Error>> {
     let (mut bytes, mut record) = (0, Vec::new());
     for (number, name) in (0..).zip(["first", "second"]) {
         let (attempt, _): (Attempt, File) = parts.begin(who(name))?;

@@ -269,7 +269,8 @@ fn a_plan_step_that_is_killed_leaves_no_assignment_and_the_next_one_writes_it() 
     let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/demo/model");
     let request = |id: u64| {
         let body = json!({"model": "m", "prompt": "let x = 1;", "max_tokens": 8});
-        json!({"custom_id": id.to_string(), "method": "POST", "url": "/v1/completions", "body": body}).to_string() + "\n"
+        json!({"custom_id": id.to_string(), "method": "POST", "url": "/v1/completions", "body": body}).to_string()
+            + "\n"
     };
     fs::write(dir.path().join("in.jsonl"), (0..LINES).map(request).collect::<String>()).unwrap();
     let candidate = |name: &str, joules: f64| {

@@ -75,6 +75,7 @@ load_probe
 run_probes
 check_probes
 step "probe pods: volume, logs, exec, port-forward, scraping, API server, refusals, audit"
+! cluster leaks >/dev/null || fail "leaks sees nothing of a cluster that runs: it would see nothing of one that is left behind"
 check_kubelet_restart
 if [ "$nodes" -gt 1 ]; then
     check_partition

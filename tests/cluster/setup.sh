@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Gets what the local cluster needs, into build/bin and from Debian's packages. As root, on Debian with Rust and Go.
+# Gets what the local cluster needs, into build/bin and from Debian's packages; with the argument helm, helm alone. As root, on Debian with Rust and Go.
 # What is there already is left alone: a second run does nothing and takes a second.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -74,7 +74,9 @@ build_pause() {
 }
 
 mkdir -p "$bin" "$repository/build/images"
-install_packages
-build_kubernetes
-build helm "installs the chart in the cluster tests (2 minutes of two cores the first time)" "$here/helm" helm.sh/helm/v4/cmd/helm ""
-build_pause
+if [ "${1:-}" != helm ]; then
+    install_packages
+    build_kubernetes
+    build_pause
+fi
+build helm "renders and installs the chart (2 minutes of two cores the first time)" "$here/helm" helm.sh/helm/v4/cmd/helm ""

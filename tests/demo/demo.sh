@@ -19,7 +19,7 @@ system=joulecast-system
 release=joulecast
 job=demo
 timeout_seconds=${DEMO_TIMEOUT_SECONDS:-900}
-local_kubeconfig=${JOULECAST_CLUSTER_DIR:-/var/lib/joulecast-cluster}/kubeconfig
+local_kubeconfig=$(realpath -m "${JOULECAST_CLUSTER_DIR:-/var/lib/joulecast-cluster}")/kubeconfig
 
 # Announces a step, with the time since the start.
 say() { printf '\n-- %3d s: %s\n' "$SECONDS" "$*"; }
@@ -105,7 +105,17 @@ provide_images() {
 
 install_chart() {
 	say "installs the chart"
-	tests/install.sh
+	if [ "$cluster" = local ]; then
+		tests/install.sh
+		return
+	fi
+	# What a release of theirs was given stays. Its energy models learn from estimates if its own values say so.
+	local keep=()
+	if helm status "$release" --namespace "$system" >/dev/null 2>&1; then
+		echo "demo: upgrades the release $release that is there, with the values that it was given"
+		keep=(--reset-then-reuse-values)
+	fi
+	JOULECAST_LEARN_FROM='' tests/install.sh "${keep[@]}"
 }
 
 prepare_namespace() {

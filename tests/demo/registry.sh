@@ -49,6 +49,10 @@ KUBECONFIG=$work/kubeconfig REGISTRY=$registry REGISTRY_TLS_VERIFY=false tests/d
 
 last=$(tail -1 "$work/demo.log")
 [ "$last" = "export KUBECONFIG=$work/kubeconfig" ] || fail "the last line is not the kubeconfig of the user: $last"
+for shown in STATE "-- what to try next" "file demo/results.jsonl on the volume" "joulecast results demo"; do
+	grep -qF -- "$shown" "$work/demo.log" || fail "the demo does not end with: $shown"
+done
+[ "$(grep -c '^--- .* J (Modelled)$' "$work/demo.log")" = 3 ] || fail "the demo does not show three completions with their energy"
 ran=$(kube get pods --namespace demo --selector joulecast.dev/inference-job=demo -o 'jsonpath={.items[*].spec.containers[*].image}')
 case $ran in
 	"$registry/joulecast/runtime:"*) ;;

@@ -182,6 +182,18 @@ pub fn ensure_status_is_true(job: &InferenceJob, results: &[Value]) -> Result<()
         "idle {:?} of gross {gross}",
         measured.idle_millijoules
     );
+    let net = measured.net_millijoules.context("no netMillijoules")?;
+    // Each is rounded to a whole one.
+    let parts = measured.idle_millijoules.unwrap_or_default() + net;
+    ensure!((gross - parts).abs() <= 1, "gross {gross} is not idle {:?} and net {net}", measured.idle_millijoules);
+    let (mean, peak) = (measured.cpu_mean_millis, measured.cpu_peak_millis);
+    ensure!(
+        mean.is_some_and(|mean| mean > 0)
+            && peak >= mean
+            && measured.memory_peak_bytes.is_some_and(|peak| peak > 1 << 20),
+        "CPU mean {mean:?} and peak {peak:?}, memory peak {:?}",
+        measured.memory_peak_bytes
+    );
     ensure!(!measured.meter.is_empty() && measured.window_milliseconds > 0, "energy without meter or window");
     let lines: f64 = results.iter().filter_map(|r| r["energy"]["joules"].as_f64()).sum();
     ensure!(lines > 0.0 && lines * 1000.0 <= gross as f64 + 1.0, "the lines' energy is {lines} J of {gross} mJ");

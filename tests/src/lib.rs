@@ -4,7 +4,7 @@
 //! users do: manifests, kubectl, helm and `joulecast`, and the API where a condition is awaited.
 
 pub mod agent;
-pub mod audit_log;
+pub mod audit;
 pub mod cluster;
 pub mod job;
 pub mod namespace;

@@ -11,7 +11,7 @@ mod volumes;
 use anyhow::{Context, Result, ensure};
 use joulecast_crds::InferenceJob;
 use joulecast_crds::inference_job::{Outcome, conditions};
-use joulecast_tests::audit_log::AuditLog;
+use joulecast_tests::audit::{AuditLog, is_write};
 use joulecast_tests::cluster::{RELEASE_NAMESPACE, machines, repository, user_runs};
 use joulecast_tests::job::{apply_demo_model, apply_job, await_job, is_true, lines_done, requests, results, told};
 use joulecast_tests::namespace::{TestNamespace, with_namespace};
@@ -254,7 +254,8 @@ async fn the_operator_that_stands_by_takes_over_and_only_one_of_them_writes() {
     with_namespace("leader", |here| async move {
         whole_cluster().await?;
         apply_demo_model(&here).await?;
-        let log = AuditLog::from_now()?;
+        let log = AuditLog::of_the_cluster();
+        let before = log.of_the_operator(0)?.len();
         at_work_on(&here, KEPT, "kept", &requests(300, 128)).await?;
         let leases: Api<Lease> = Api::namespaced(here.client.clone(), RELEASE_NAMESPACE);
         let holder = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
@@ -270,10 +271,15 @@ async fn the_operator_that_stands_by_takes_over_and_only_one_of_them_writes() {
         let job = completed(&here, "kept", 300).await?;
         let status = job.status.context("status")?;
         ensure!(status.attempts.len() == 1 && status.measured.is_some_and(|measured| measured.attempts == 1));
-        let mut writers: Vec<String> = log.of_operator()?.into_iter().filter(|one| one.writes).map(|one| one.pod).collect();
+        let requests = log.of_the_operator(0)?.split_off(before);
+        let writer = |event: &Value| event["user"]["extra"]["authentication.kubernetes.io/pod-name"][0].to_string();
+        let mut writers: Vec<String> = requests.iter().filter(|event| is_write(event)).map(writer).collect();
         writers.dedup();
         let second = holder(&leases.get("joulecast-operator").await?).context("nobody holds the Lease")?;
-        ensure!(writers == [first, second], "one after the other wrote: {writers:?}");
+        ensure!(
+            writers == [json!(first).to_string(), json!(second).to_string()],
+            "one after the other wrote: {writers:?}"
+        );
         Ok(())
     })
     .await;

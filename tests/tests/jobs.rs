@@ -15,7 +15,7 @@ use k8s_openapi::api::core::v1::{Event, Pod};
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use kube::ResourceExt;
 use kube::api::{Api, DeleteParams, ListParams};
-use serde_json::json;
+use serde_json::{Value, json};
 
 #[tokio::test]
 async fn a_job_completes_and_its_status_is_true() {
@@ -45,11 +45,19 @@ async fn a_job_completes_and_its_status_is_true() {
         ensure!(status.placement == spec.node_name, "placement {:?}, node {:?}", status.placement, spec.node_name);
 
         let table = user_runs("kubectl", &["get", "ij", "small", "-n", &here.name], None).await?;
-        for shown in ["STATE", "PROGRESS", "ENERGY", "J/TOKEN", "Complete", "candle", "cpu", "12/12", " J "] {
+        let head: Vec<&str> = table.lines().next().unwrap_or_default().split_whitespace().collect();
+        let columns =
+            ["NAME", "STATE", "ENGINE", "PROVIDER", "NODE/CLASS", "PROGRESS", "ENERGY", "J/TOKEN", "PREDICTED", "AGE"];
+        ensure!(head == columns, "the columns are {head:?}");
+        for shown in ["Complete", "candle", " cpu ", "cpu-0", "12/12", " J (Modelled)", "unmodelled"] {
             ensure!(table.contains(shown), "{shown:?} is missing in\n{table}");
         }
+        let reasons = event_reasons(&here).await?;
+        for reason in ["Planned", "Started", "Completed"] {
+            ensure!(reasons.iter().any(|have| have == reason), "no event {reason}: {reasons:?}");
+        }
         let story = user_runs("kubectl", &["describe", "ij", "small", "-n", &here.name], None).await?;
-        for shown in ["Planned", "Completed"] {
+        for shown in ["Events:", "AllLinesDone", "Energy Millijoules"] {
             ensure!(story.contains(shown), "{shown:?} is missing in\n{story}");
         }
         let explained = user_runs("joulecast", &["explain", "small", "-n", &here.name], None).await?;
@@ -132,10 +140,18 @@ async fn invalid_manifests_are_refused_with_what_to_do() {
                 "output: set exactly one of persistentVolumeClaim and s3",
             ),
             (json!({"models": []}), "spec.models"),
-            (json!({"objective": {"zeta": "1.5"}}), "spec.objective.zeta"),
+            (json!({"objective": {"zeta": "1.5"}}), "spec.objective.zeta: Invalid value: \"1.5\": give a fraction from 0 to 1"),
             (json!({"objective": {"zeta": 0.5}}), "spec.objective.zeta"),
+            (json!({"constraints": {"minAccuracy": "high"}}), "give a fraction from 0 to 1"),
+            (json!({"constraints": {"shares": [{"model": "demo"}]}}), "give min, max or both"),
+            (json!({"models": (0..17).map(|n| json!({"name": format!("m{n}")})).collect::<Vec<_>>()}), "must have at most 16 items"),
+            (json!({"input": {"configMap": {"name": "a", "key": "b c"}}}), "give a key of the ConfigMap"),
+            (json!({"output": {"s3": {"bucket": "b_", "key": "x"}}}), "give the name of a bucket"),
+            (json!({"output": {"s3": {"bucket": "bucket", "key": "x", "endpoint": "minio:9000"}}}), "give the server alone"),
+            (json!({"podTemplate": {"labels": {"team": "x".repeat(64)}}}), "spec.podTemplate.labels.team"),
+            (json!({"podTemplate": {"resources": {"claims": [{"name": "gpu"}]}}}), "unknown field \"spec.podTemplate.resources.claims\""),
             (json!({"constraints": {"engines": ["tensorrt"]}}), "supported values"),
-            (json!({"maxFailedFraction": "-1"}), "spec.maxFailedFraction"),
+            (json!({"maxFailedFraction": "-1"}), "spec.maxFailedFraction: Invalid value: \"-1\": give a fraction"),
             (json!({"backoffLimit": -1}), "spec.backoffLimit"),
             (json!({"output": {"persistentVolumeClaim": {"claimName": "work", "path": "../etc/x"}}}), "without '..'"),
             (json!({"output": {"persistentVolumeClaim": {"claimName": "work", "path": "/x"}}}), "relative to the root"),
@@ -146,11 +162,36 @@ async fn invalid_manifests_are_refused_with_what_to_do() {
             ensure!(code != 0, "accepted: {spec}\n{out}");
             ensure!(err.contains(told), "{told:?} is not said of {spec}:\n{err}");
         }
+        let long = joulecast_tests::job::manifest(&"x".repeat(64), json!({}));
+        let model = |spec: Value| json!({"apiVersion": "joulecast.dev/v1alpha1", "kind": "InferenceModel", "metadata": {"name": "bad"}, "spec": spec});
+        let source = json!({"persistentVolumeClaim": {"claimName": "models", "path": "demo"}});
+        let outside = json!({"persistentVolumeClaim": {"claimName": "models", "path": "../demo"}});
+        let artifact = json!({"format": "safetensors", "source": source});
+        for (manifest, told) in [
+            (long, "at most 63 characters"),
+            (model(json!({"artifacts": [{"format": "safetensors"}]})), "source"),
+            (model(json!({"artifacts": [{"format": "safetensors", "source": outside}]})), "without '..'"),
+            (model(json!({"artifacts": [{"format": "safetensors", "source": source, "digest": "abc"}]})), "64 hexadecimal digits"),
+            (model(json!({"artifacts": [artifact], "accuracy": {"score": "2"}})), "give a fraction from 0 to 1"),
+        ] {
+            let arguments = ["apply", "-n", &here.name, "--dry-run=server", "-f", "-"];
+            let (code, out, err) = user_tries("kubectl", &arguments, Some(&manifest.to_string())).await?;
+            ensure!(code != 0, "accepted: {manifest}\n{out}");
+            ensure!(err.contains(told), "{told:?} is not said of {manifest}:\n{err}");
+        }
         apply_job(&here, "fixed", &requests(1, 4), json!({"suspend": true})).await?;
-        let changed = joulecast_tests::job::manifest("fixed", json!({"suspend": true, "models": [{"name": "other"}]}));
-        let refused =
-            user_tries("kubectl", &["apply", "-n", &here.name, "-f", "-"], Some(&changed.to_string())).await?;
-        ensure!(refused.2.contains("cannot be changed after creation"), "{}", refused.2);
+        for change in [
+            json!({"models": [{"name": "other"}]}),
+            json!({"input": {"configMap": {"name": "other", "key": "requests.jsonl"}}}),
+            json!({"output": {"persistentVolumeClaim": {"claimName": "work", "path": "other.jsonl"}}}),
+            json!({"parallelism": 2}),
+        ] {
+            let mut changed = joulecast_tests::job::manifest("fixed", change.clone());
+            changed["spec"]["suspend"] = json!(true);
+            let refused =
+                user_tries("kubectl", &["apply", "-n", &here.name, "-f", "-"], Some(&changed.to_string())).await?;
+            ensure!(refused.2.contains("cannot be changed after creation"), "{change}: {}", refused.2);
+        }
         Ok(())
     })
     .await;
@@ -213,9 +254,7 @@ async fn a_job_is_suspended_and_resumed_and_both_attempts_are_counted() {
         ensure!(measured.attempts == 2, "{} attempts", measured.attempts);
         ensure!(measured.energy_millijoules.is_some_and(|all| all > first), "{measured:?} after {first} mJ");
         ensure!(results(&here, "pausing").await?.len() == 800);
-        let events: Api<Event> = here.api();
-        let reasons: Vec<String> =
-            events.list(&ListParams::default()).await?.items.into_iter().filter_map(|e| e.reason).collect();
+        let reasons = event_reasons(&here).await?;
         ensure!(["Suspended", "Resumed"].iter().all(|r| reasons.iter().any(|have| have == r)), "{reasons:?}");
         Ok(())
     })
@@ -236,10 +275,10 @@ async fn a_finished_job_is_deleted_after_its_time_to_live() {
 }
 
 #[tokio::test]
-async fn a_job_killed_in_its_pod_is_repeated_within_its_backoff_limit() {
+async fn a_job_whose_pod_is_deleted_goes_on_and_its_backoff_limit_is_not_touched() {
     with_namespace("killed", |here| async move {
         apply_demo_model(&here).await?;
-        apply_job(&here, "unlucky", &requests(600, 128), json!({"backoffLimit": 2})).await?;
+        apply_job(&here, "unlucky", &requests(600, 128), json!({"backoffLimit": 0})).await?;
         await_job(&here, "unlucky", "at work", |job| lines_done(job) > 0).await?;
         let pod = running_pod(&here, "unlucky").await?.name_any();
         let pods: Api<Pod> = here.api();
@@ -247,11 +286,39 @@ async fn a_job_killed_in_its_pod_is_repeated_within_its_backoff_limit() {
         let job = await_job(&here, "unlucky", "Complete", |job| is_true(job, conditions::COMPLETE)).await?;
         let lines = results(&here, "unlucky").await?;
         ensure!(lines.len() == 600);
-        let measured = job.status.and_then(|s| s.measured).context("measured")?;
-        ensure!(measured.attempts + measured.attempts_without_report == 2, "{measured:?}");
+        let status = job.status.context("status")?;
+        let measured = status.measured.context("measured")?;
+        let attempts = measured.attempts + measured.attempts_from_journal + measured.attempts_without_report;
+        ensure!(attempts == 2, "{measured:?}");
+        ensure!(status.failures.run == 0 && status.failures.infrastructure == 1, "{:?}", status.failures);
         Ok(())
     })
     .await;
+}
+
+#[tokio::test]
+async fn a_run_that_fails_by_itself_is_repeated_within_the_backoff_limit() {
+    with_namespace("fails", |here| async move {
+        apply_demo_model(&here).await?;
+        // The output of the first is a file where the second needs a directory.
+        let output = |path: &str| json!({"persistentVolumeClaim": {"claimName": "work", "path": path}});
+        apply_job(&here, "first", &requests(1, 4), json!({"output": output("taken")})).await?;
+        await_job(&here, "first", "Complete", |job| is_true(job, conditions::COMPLETE)).await?;
+        let spec = json!({"output": output("taken/again.jsonl"), "backoffLimit": 1});
+        apply_job(&here, "again", &requests(2, 8), spec).await?;
+        let job = await_job(&here, "again", "Failed", |job| is_true(job, conditions::FAILED)).await?;
+        ensure!(told(&job, conditions::FAILED).contains("backoffLimit is 1"), "{}", told(&job, conditions::FAILED));
+        let status = job.status.context("status")?;
+        ensure!(status.failures.run == 2 && status.failures.infrastructure == 0, "{:?}", status.failures);
+        Ok(())
+    })
+    .await;
+}
+
+/// Reasons of all events in the namespace.
+async fn event_reasons(here: &TestNamespace) -> Result<Vec<String>> {
+    let events: Api<Event> = here.api();
+    Ok(events.list(&ListParams::default()).await?.items.into_iter().filter_map(|event| event.reason).collect())
 }
 
 /// The job's pod once its container runs or has run.

@@ -2,53 +2,80 @@
 #![allow(missing_docs)]
 
 use anyhow::{Context, Result, ensure};
+use joulecast_crds::InferenceJob;
 use joulecast_crds::inference_job::conditions;
-use joulecast_tests::audit_log::AuditLog;
+use joulecast_tests::audit::AuditLog;
 use joulecast_tests::cluster::{RELEASE, RELEASE_NAMESPACE, client, repository, user_runs, user_tries};
 use joulecast_tests::job::{
     apply_demo_model, apply_job, await_job, ensure_status_is_true, is_true, lines_done, requests, results,
 };
 use joulecast_tests::namespace::with_namespace;
+use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::Pod;
+use kube::Client;
 use kube::api::{Api, DeleteParams, ListParams};
 use serde_json::json;
 use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// Serialises the tests of this file: each changes the one release that all of them use.
 static RELEASE_LOCK: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
+/// Who holds the operators' Lease; `None` if nobody does.
+async fn leader(client: &Client) -> Result<Option<String>> {
+    let leases: Api<Lease> = Api::namespaced(client.clone(), RELEASE_NAMESPACE);
+    let holder = leases.get("joulecast-operator").await?.spec.and_then(|lease| lease.holder_identity);
+    Ok(holder.filter(|name| !name.is_empty()))
+}
+
+async fn scale(replicas: u32) -> Result<()> {
+    let replicas = format!("--replicas={replicas}");
+    let arguments = ["scale", "deployment", "-n", RELEASE_NAMESPACE, "joulecast-operator", &replicas];
+    user_runs("kubectl", &arguments, None).await?;
+    Ok(())
+}
+
+const OPERATORS: &str = "app.kubernetes.io/name=joulecast-operator";
+
 #[tokio::test]
-async fn an_operator_killed_mid_run_starts_no_second_run_and_loses_no_report() {
+async fn operators_killed_and_stopped_mid_run_start_no_second_run_and_lose_no_report() {
     let _alone = RELEASE_LOCK.lock().await;
     with_namespace("opkill", |here| async move {
         apply_demo_model(&here).await?;
-        apply_job(&here, "steady", &requests(600, 128), json!({})).await?;
+        apply_job(&here, "steady", &requests(800, 128), json!({})).await?;
         await_job(&here, "steady", "at work", |job| lines_done(job) > 0).await?;
         let pods: Api<Pod> = here.api();
         let of_job = ListParams::default().labels("joulecast.dev/inference-job=steady");
         let before: Vec<_> = pods.list(&of_job).await?.items.into_iter().filter_map(|p| p.metadata.uid).collect();
 
-        // The operator is away while the pod ends: its report must wait for it.
-        user_runs(
-            "kubectl",
-            &["scale", "deployment", "-n", RELEASE_NAMESPACE, "joulecast-operator", "--replicas=0"],
-            None,
-        )
-        .await?;
+        // Killed: the one that follows takes the Lease when it has run out, and goes on with the same run.
+        let killed = leader(&here.client).await?.context("nobody leads")?;
         let operators: Api<Pod> = Api::namespaced(here.client.clone(), RELEASE_NAMESPACE);
         let at_once = DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() };
-        operators
-            .delete_collection(&at_once, &ListParams::default().labels("app.kubernetes.io/name=joulecast-operator"))
-            .await?;
+        operators.delete(&killed, &at_once).await?;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        loop {
+            let now = leader(&here.client).await?;
+            if now.is_some_and(|name| name != killed) {
+                break;
+            }
+            ensure!(Instant::now() < deadline, "nobody leads a minute after {killed} was killed");
+            sleep(Duration::from_millis(500)).await;
+        }
+        let jobs: Api<InferenceJob> = here.api();
+        let seen = lines_done(&jobs.get("steady").await?);
+        let job = await_job(&here, "steady", "followed by another operator", |job| lines_done(job) > seen).await?;
+        ensure!(!is_true(&job, conditions::COMPLETE), "the run was over before another operator saw it at work");
+
+        // Stopped in order: the Lease is given back, and the report of the pod that ends waits for who comes next.
+        scale(0).await?;
+        let gone = ["wait", "--for=delete", "pods", "-l", OPERATORS, "-n", RELEASE_NAMESPACE, "--timeout=60s"];
+        user_runs("kubectl", &gone, None).await?;
+        ensure!(leader(&here.client).await?.is_none(), "the Lease was not given back");
         let ended = "--for=jsonpath={.status.phase}=Succeeded";
         let label = "joulecast.dev/inference-job=steady";
         user_runs("kubectl", &["wait", ended, "pods", "-l", label, "-n", &here.name, "--timeout=240s"], None).await?;
-        user_runs(
-            "kubectl",
-            &["scale", "deployment", "-n", RELEASE_NAMESPACE, "joulecast-operator", "--replicas=1"],
-            None,
-        )
-        .await?;
+        scale(1).await?;
 
         let job = await_job(&here, "steady", "Complete", |job| is_true(job, conditions::COMPLETE)).await?;
         ensure_status_is_true(&job, &results(&here, "steady").await?)?;
@@ -60,18 +87,6 @@ async fn an_operator_killed_mid_run_starts_no_second_run_and_loses_no_report() {
     .await;
 }
 
-/// The operator's writes in the time that follows, but those of its Lease.
-async fn written_within(time: Duration) -> Result<Vec<String>> {
-    let log = AuditLog::from_now()?;
-    tokio::time::sleep(time).await;
-    let requests = log.of_operator()?;
-    ensure!(!requests.is_empty() || time < LEASE_RENEWAL, "not even the Lease was renewed: is it the right log?");
-    Ok(requests.into_iter().filter(|request| request.writes).map(|request| request.what).collect())
-}
-
-/// Longest time between two renewals of the operator's Lease.
-const LEASE_RENEWAL: Duration = Duration::from_secs(15);
-
 #[tokio::test]
 async fn an_idle_operator_writes_nothing_and_stays_small() {
     let _alone = RELEASE_LOCK.lock().await;
@@ -79,6 +94,15 @@ async fn an_idle_operator_writes_nothing_and_stays_small() {
         let operators: Api<Pod> = Api::namespaced(client().await?, RELEASE_NAMESPACE);
         let list = operators.list(&ListParams::default().labels("app.kubernetes.io/name=joulecast-operator")).await?;
         let pod = list.items.first().and_then(|p| p.metadata.name.clone()).context("no operator pod")?;
+        // What it had to do for other tests is over once it was still for a while.
+        let log = AuditLog::of_the_cluster();
+        for _ in 0..12 {
+            if log.written_within(Duration::from_secs(5)).await?.is_empty() {
+                break;
+            }
+        }
+        let written = log.written_within(Duration::from_secs(20)).await?;
+        ensure!(written.is_empty(), "an idle operator wrote\n{}", written.join("\n"));
         let metrics = format!("/api/v1/namespaces/{RELEASE_NAMESPACE}/pods/{pod}:8080/proxy/metrics");
         let page = user_runs("kubectl", &["get", "--raw", &metrics], None).await?;
         let resident = page
@@ -87,14 +111,6 @@ async fn an_idle_operator_writes_nothing_and_stays_small() {
             .with_context(|| format!("no process_resident_memory_bytes in\n{page}"))?
             .parse::<f64>()?;
         ensure!(resident < 30e6, "the operator holds {resident} bytes");
-        // What it had to do for other tests is over once it was still for a while.
-        for _ in 0..12 {
-            if written_within(Duration::from_secs(5)).await?.is_empty() {
-                break;
-            }
-        }
-        let written = written_within(Duration::from_secs(20)).await?;
-        ensure!(written.is_empty(), "an idle operator wrote\n{}", written.join("\n"));
         Ok(())
     }
     .await;
@@ -102,6 +118,17 @@ async fn an_idle_operator_writes_nothing_and_stays_small() {
         panic!("{error:#}");
     }
 }
+
+/// Whatever bears the release's label.
+const OF_RELEASE: [&str; 7] = [
+    "get",
+    "deployments,daemonsets,pods,services,configmaps,serviceaccounts,secrets,leases,networkpolicies,roles,rolebindings,clusterroles,clusterrolebindings,jobs",
+    "-A",
+    "-o",
+    "name",
+    "-l",
+    "app.kubernetes.io/instance=joulecast",
+];
 
 #[tokio::test]
 async fn the_chart_is_uninstalled_and_installed_again_and_keeps_the_jobs() {
@@ -111,22 +138,18 @@ async fn the_chart_is_uninstalled_and_installed_again_and_keeps_the_jobs() {
         apply_job(&here, "kept", &requests(1, 4), json!({})).await?;
         await_job(&here, "kept", "Complete", |job| is_true(job, conditions::COMPLETE)).await?;
 
+        let of_release = || user_runs("kubectl", &OF_RELEASE, None);
+        let there = of_release().await?;
+        for kind in ["deployment.apps/", "service/", "serviceaccount/", "clusterrole", "lease", "pod/"] {
+            ensure!(there.contains(kind), "the release has no {kind}: what is looked for is not there\n{there}");
+        }
         user_runs("helm", &["uninstall", RELEASE, "-n", RELEASE_NAMESPACE, "--wait"], None).await?;
-        let (_, left, _) = user_tries(
-            "kubectl",
-            &[
-                "get",
-                "deployments,services,configmaps,serviceaccounts,secrets,roles,rolebindings,clusterroles,clusterrolebindings,jobs",
-                "-A",
-                "-o",
-                "name",
-                "-l",
-                "app.kubernetes.io/instance=joulecast",
-            ],
-            None,
-        )
-        .await?;
+        let left = of_release().await?;
         ensure!(left.trim().is_empty(), "uninstall left\n{left}");
+        let definitions = user_runs("kubectl", &["get", "customresourcedefinitions", "-o", "name"], None).await?;
+        for kind in ["energymodels", "inferencejobs", "inferencemodels", "profileruns"] {
+            ensure!(definitions.contains(&format!("/{kind}.joulecast.dev")), "{kind} went with the release");
+        }
         let kept = await_job(&here, "kept", "kept", |job| is_true(job, conditions::COMPLETE)).await?;
         ensure!(kept.status.and_then(|s| s.measured).is_some(), "the job lost its status");
 

@@ -86,9 +86,10 @@ pub fn text(name: &str, status: &InferenceJobStatus) -> String {
         for left in &plan.left_out {
             let engine = left.engine.map_or("any engine", |engine| engine.as_str());
             let provider = left.provider.map_or("any provider", |provider| provider.as_str());
+            let format = left.format.map(|format| format!(" as {format}")).unwrap_or_default();
             let _ = writeln!(
                 text,
-                "  left out  {} on {engine}/{provider}{}: {}",
+                "  left out  {}{format} on {engine}/{provider}{}: {}",
                 left.model,
                 batch(left.batch),
                 left.reason
@@ -210,7 +211,8 @@ mod tests {
                 "solved": {"requests": 3, "malformed": 1, "tokensAllowed": 40, "energyMillijoules": 13_000, "energyMillijoulesLow": 9_000, "energyMillijoulesHigh": 20_000,
                     "milliseconds": 250, "millisecondsLow": 200, "millisecondsHigh": 300, "objective": "1.5", "gap": "0", "meanJoules": "1", "meanAccuracyTokens": "1",
                     "readMilliseconds": 2, "solveMilliseconds": 1},
-                "leftOut": [{"model": "demo", "engine": "onnx", "provider": "cpu", "deviceClass": "cpu", "reason": "no artifact for onnx"}],
+                "leftOut": [{"model": "demo", "engine": "onnx", "provider": "cpu", "deviceClass": "cpu", "reason": "no artifact for onnx"},
+                    {"model": "demo", "format": "gguf", "artifactIndex": 1, "engine": "candle", "provider": "cpu", "deviceClass": "cpu", "reason": "could run"}],
                 "furtherLeftOut": [{"reason": "no node of class cuda", "count": 3}]
             },
             "measured": {"energyMillijoules": 12_034, "source": "Modelled", "meter": "cpu-time", "windowMilliseconds": 900, "energySummary": "12 J (Modelled)",
@@ -220,6 +222,7 @@ mod tests {
         let text = text("j", &status);
         for shown in [
             "demo on onnx/cpu: no artifact for onnx",
+            "demo as gguf on candle/cpu: could run",
             "demo as safetensors on candle/cpu, batch 4",
             "3 requests (100.0 %), 7 tokens in, 9 expected out: 12.5 J, 0.250 s of device time; price of its limit 0.5",
             "predicted 13.0 J (9.00 to 20.0), done after 0.250 s (0.200 to 0.300)",

@@ -96,7 +96,7 @@ pub fn tell(plan: &mut Plan, runnable: &[Runnable], job: &ValidJob, models: &[Ar
         let at_batch = found.as_ref().and_then(|all| all.iter().find(|one| one.batch == BATCH));
         let basis = at_batch.map_or(PredictionBasis::Unmodelled, |fitting| fitting.basis);
         let model = at_batch.filter(|one| one.basis == PredictionBasis::Fitted).map(|one| one.energy_model.clone());
-        let index = i32::try_from(candidate.artifact).unwrap_or(i32::MAX);
+        let index = candidate.artifact_index();
         for chosen in &mut plan.chosen {
             if (&chosen.model, chosen.engine, chosen.provider, chosen.artifact_index)
                 == (&candidate.model, candidate.engine, candidate.provider, index)
@@ -107,6 +107,7 @@ pub fn tell(plan: &mut Plan, runnable: &[Runnable], job: &ValidJob, models: &[Ar
         let same = plan.left_out.iter_mut().find(|left| {
             left.prediction.is_none()
                 && left.model == candidate.model
+                && left.artifact_index == Some(index)
                 && left.engine == Some(candidate.engine)
                 && left.provider == Some(candidate.provider)
         });
@@ -190,6 +191,19 @@ mod tests {
         );
         let why = predictions(&runnable.0[0], &job, &[], &config).unwrap_err();
         assert!(why.contains("ProfileRun") && why.contains("spec.parameterCount"), "{why}");
+    }
+
+    #[test]
+    fn what_a_prediction_stands_on_is_told_of_its_own_artifact() {
+        let mut snapshot = SnapshotBuilder::new().build();
+        let model = Arc::make_mut(snapshot.models.get_mut("demo").unwrap());
+        let second = model.spec.artifacts[0].clone();
+        model.spec.artifacts.push(second);
+        let job = validate(&snapshot.job, &snapshot.models).unwrap();
+        let Planning::Found(plan) = decide(&snapshot, Ok(&job), &samples::config()).planning else { panic!() };
+        assert_eq!((plan.chosen[0].artifact_index, plan.left_out[0].artifact_index), (0, Some(1)));
+        let bases = (plan.chosen[0].prediction, plan.left_out[0].prediction, plan.left_out[1].prediction);
+        assert_eq!(bases, (Some(PredictionBasis::Unmodelled), Some(PredictionBasis::Unmodelled), None));
     }
 
     #[test]

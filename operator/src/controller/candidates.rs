@@ -3,6 +3,7 @@
 
 use crate::config::Runtime;
 use crate::controller::validate::{ModelOption, ValidJob};
+use joulecast_crds::inference_job::{LeftOutCandidate, PredictionBasis};
 use joulecast_crds::{ArtifactFormat, DeviceClass, EngineName, Provider};
 use std::collections::BTreeSet;
 
@@ -21,6 +22,31 @@ pub struct Runnable {
     pub provider: Provider,
     /// Class of nodes.
     pub device_class: DeviceClass,
+}
+
+impl Runnable {
+    /// Position of the artifact as the API has it.
+    #[must_use]
+    pub fn artifact_index(&self) -> i32 {
+        i32::try_from(self.artifact).unwrap_or(i32::MAX)
+    }
+
+    /// This candidate as one that was left out, for a reason.
+    #[must_use]
+    pub fn left_out(&self, prediction: Option<PredictionBasis>, reason: &str) -> LeftOutCandidate {
+        LeftOutCandidate {
+            model: self.model.clone(),
+            format: Some(self.format),
+            artifact_index: Some(self.artifact_index()),
+            engine: Some(self.engine),
+            provider: Some(self.provider),
+            device_class: Some(self.device_class),
+            batch: None,
+            prediction,
+            energy_model: None,
+            reason: reason.chars().take(512).collect(),
+        }
+    }
 }
 
 /// A candidate that cannot run, or all candidates of a model or engine that share a reason.

@@ -250,18 +250,8 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
             ),
         },
     });
-    let others = runnable.iter().skip(1).map(|other| LeftOutCandidate {
-        model: other.model.clone(),
-        engine: Some(other.engine),
-        provider: Some(other.provider),
-        device_class: Some(other.device_class),
-        batch: None,
-        prediction: None,
-        energy_model: None,
-        reason: format!(
-            "could run ({} artifact), but another stands before it and no fitted energy model was at hand",
-            other.format
-        ),
+    let others = runnable.iter().skip(1).map(|other| {
+        other.left_out(None, "could run, but another stands before it and no fitted energy model was at hand")
     });
     let mut plan = Plan {
         epoch: 1,
@@ -295,6 +285,8 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
 fn left_out(rejected: Vec<Rejected>) -> impl Iterator<Item = LeftOutCandidate> {
     rejected.into_iter().map(|one| LeftOutCandidate {
         model: one.model,
+        format: None,
+        artifact_index: None,
         engine: one.engine,
         provider: one.provider,
         device_class: one.provider.map(joulecast_crds::Provider::device_class),
@@ -637,17 +629,21 @@ mod tests {
 
     #[test]
     fn candidates_that_could_run_stand_before_those_that_cannot() {
-        let runnable = |model: &str| Runnable {
+        let runnable = |model: &str, artifact: usize| Runnable {
             model: model.into(),
-            artifact: 0,
+            artifact,
             format: joulecast_crds::ArtifactFormat::Safetensors,
             engine: EngineName::Candle,
             provider: Provider::Cpu,
             device_class: DeviceClass::Cpu,
         };
-        let Planning::Found(plan) = choose(&[runnable("a"), runnable("b")], Vec::new()) else { panic!() };
-        assert_eq!((plan.chosen[0].model.as_str(), plan.left_out[0].model.as_str()), ("a", "b"));
-        assert!(plan.chosen[0].reason.contains("first of 2"));
+        let Planning::Found(plan) = choose(&[runnable("a", 0), runnable("a", 1), runnable("b", 0)], Vec::new()) else {
+            panic!()
+        };
+        assert_eq!((plan.chosen[0].model.as_str(), plan.chosen[0].artifact_index), ("a", 0));
+        let left: Vec<_> = plan.left_out.iter().map(|left| (left.model.as_str(), left.artifact_index)).collect();
+        assert_eq!(left, [("a", Some(1)), ("b", Some(0))], "two artifacts of one model are two candidates");
+        assert!(plan.chosen[0].reason.contains("first of 3"));
     }
 
     proptest! {

@@ -90,16 +90,7 @@ pub fn modelled(
             Ok(_) => "could run, but its EnergyModel predicts energy or run time alone".to_owned(),
             Err(why) => format!("could run, but nothing predicts it: {why}"),
         };
-        without.push(LeftOutCandidate {
-            model: runnable.model.clone(),
-            engine: Some(runnable.engine),
-            provider: Some(runnable.provider),
-            device_class: Some(runnable.device_class),
-            batch: None,
-            prediction: Some(PredictionBasis::Unmodelled),
-            energy_model: None,
-            reason: reason.chars().take(512).collect(),
-        });
+        without.push(runnable.left_out(Some(PredictionBasis::Unmodelled), &reason));
     }
     (modelled, without)
 }

@@ -4,7 +4,7 @@
 
 use crate::controller::apply::Class;
 use crate::controller::caches::{Caches, KINDS};
-use crate::controller::{Context, Error, on_error, orphans, reconcile, samples};
+use crate::controller::{Context, Error, apply, on_error, orphans, reconcile, retry_after, samples};
 use crate::metrics::Metrics;
 use crate::progress::ProgressReader;
 use futures::future::BoxFuture;
@@ -29,6 +29,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 mod attempts;
+mod endpoints;
 mod life;
 mod predictions;
 mod refusals;
@@ -273,6 +274,15 @@ impl World {
     async fn step(&mut self) -> (Vec<Sent>, Result<Action, Error>) {
         let result = reconcile(self.job(), self.context.clone()).await;
         let sent = std::mem::take(&mut *self.api.sent.lock().unwrap());
+        let statuses = sent.iter().filter(|sent| sent.what.ends_with("/status")).count();
+        assert!(statuses <= 1, "one status write a reconcile: {:?}", names(&sent));
+        for sent in &sent {
+            let (method, place) = sent.what.split_once(' ').unwrap();
+            let mut parts = place.split('/').skip(1);
+            let (kind, subresource) = (parts.next().unwrap_or_default(), parts.nth(1).unwrap_or_default());
+            let what = format!("{method} {kind} {subresource}");
+            assert!(MAY_BE_SENT.contains(&what.trim_end()), "{what} is not of a reconcile: {}", sent.what);
+        }
         for sent in sent.iter().filter(|sent| sent.accepted && sent.what.starts_with("PATCH team/jobs/")) {
             if sent.content_type.contains("apply") && !self.lagging {
                 self.children.apply_watcher_event(&Event::Apply(serde_json::from_value(sent.body.clone()).unwrap()));
@@ -342,6 +352,17 @@ impl World {
 fn names(sent: &[Sent]) -> Vec<&str> {
     sent.iter().map(|sent| sent.what.as_str()).collect()
 }
+
+/// Method, kind and subresource of all that reconciles of jobs send.
+const MAY_BE_SENT: [&str; 7] = [
+    "PATCH inferencejobs status",
+    "PATCH jobs",
+    "PATCH networkpolicies",
+    "PATCH pods",
+    "POST events",
+    "PATCH events",
+    "DELETE inferencejobs",
+];
 
 const STATUS: &str = "PATCH team/inferencejobs/hello/status";
 const EVENT: &str = "POST team/events";

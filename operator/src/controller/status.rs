@@ -411,7 +411,8 @@ fn bound(snapshot: &Snapshot, pod: &PodFacts, waiting: Option<&str>) -> bool {
     let long = pod.created.is_some_and(|created| snapshot.now.duration_since(created) > ATTACHING);
     let attached = waiting.starts_with("ContainerCreating") && long && !snapshot.unreachable.is_empty();
     // The scheduler's words, those of older releases last.
-    let elsewhere = waiting.contains("PersistentVolume's node affinity") || waiting.contains("volume node affinity conflict");
+    let elsewhere =
+        waiting.contains("PersistentVolume's node affinity") || waiting.contains("volume node affinity conflict");
     elsewhere || (attached && pod.place.attempt > 1)
 }
 

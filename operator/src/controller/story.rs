@@ -22,6 +22,13 @@ fn event(type_: EventType, reason: &str, note: &str, action: &str) -> Event {
     Event { type_, reason: reason.into(), note: Some(note[..end].to_owned()), action: action.into(), secondary: None }
 }
 
+/// The API server does not take the status that was computed: the one that stands there is old.
+#[must_use]
+pub fn status_refused(why: &str) -> Event {
+    let note = format!("the status shown is not the latest, the API server refuses the new one: {why}");
+    event(EventType::Warning, "StatusRefused", &note, "Report")
+}
+
 fn reference(pod: &PodFacts) -> ObjectReference {
     ObjectReference {
         api_version: Some("v1".into()),

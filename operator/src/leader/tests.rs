@@ -99,7 +99,7 @@ fn candidate(api: &FakeApi, identity: &str) -> Candidate {
     Candidate::new(Client::new(api.clone(), "system"), "system", "operator", identity, FAST, clock)
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn of_two_one_leads_and_the_other_follows_when_the_first_is_gone() {
     let api = FakeApi::default();
     let (mut a, mut b) = (candidate(&api, "a"), candidate(&api, "b"));
@@ -117,7 +117,7 @@ async fn of_two_one_leads_and_the_other_follows_when_the_first_is_gone() {
     timeout(Duration::from_secs(3), a.hold()).await.unwrap();
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_lease_that_was_given_back_is_taken_at_once() {
     let api = FakeApi::default();
     let (mut a, mut b) = (candidate(&api, "a"), candidate(&api, "b"));
@@ -132,7 +132,7 @@ async fn a_lease_that_was_given_back_is_taken_at_once() {
     assert_eq!(api.holder().as_deref(), Some("b"), "nobody gives back what is not his");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_leader_that_cannot_renew_stops_before_another_may_begin() {
     let api = FakeApi::default();
     let mut a = candidate(&api, "a");
@@ -145,7 +145,7 @@ async fn a_leader_that_cannot_renew_stops_before_another_may_begin() {
     assert!(real.give_up + real.every < real.duration);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn of_many_who_reach_for_it_at_once_one_gets_it() {
     let api = FakeApi::default();
     let mut candidates: Vec<Candidate> = (0..5).map(|n| candidate(&api, &format!("c{n}"))).collect();
@@ -153,7 +153,7 @@ async fn of_many_who_reach_for_it_at_once_one_gets_it() {
     assert_eq!(turns.iter().filter(|turn| matches!(turn, Ok(Turn::Ours))).count(), 1, "{turns:?}");
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn who_uninstalls_takes_it_from_the_leader_who_stops() {
     let api = FakeApi::default();
     let (mut a, mut uninstalls) = (candidate(&api, "a"), candidate(&api, "uninstall"));

@@ -8,8 +8,7 @@ config=$repository/tests/cluster/config
 pause_image=$repository/build/images/pause.tar
 
 # The same directory for every clone, so that a second clone finds the cluster that runs.
-state=${JOULECAST_CLUSTER_DIR:-/var/lib/joulecast-cluster}
-state=${state%/}
+state=$(realpath -m "${JOULECAST_CLUSTER_DIR:-/var/lib/joulecast-cluster}")
 pki=$state/pki
 logs=$state/log
 pids=$state/pids

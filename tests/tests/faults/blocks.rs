@@ -41,7 +41,8 @@ async fn of_several_pods_the_one_that_is_lost_is_repeated_alone() {
         let all = pods.list(&of_job).await?.items;
         let nodes: BTreeSet<_> = all.iter().filter_map(|pod| pod.spec.as_ref()?.node_name.as_deref()).collect();
         ensure!(nodes == BTreeSet::from([KEPT, LOST]), "the pods are on {nodes:?}");
-        let second = |pod: &&Pod| pod.metadata.labels.as_ref().is_some_and(|labels| labels["joulecast.dev/shard"] == "1");
+        let second =
+            |pod: &&Pod| pod.metadata.labels.as_ref().is_some_and(|labels| labels["joulecast.dev/shard"] == "1");
         shoot(all.iter().find(second).context("no pod of the second block")?).await?;
         let job = completed(&here, "blocks", 300).await?;
         let attempts = &job.status.as_ref().context("status")?.attempts;
@@ -64,7 +65,8 @@ async fn the_rest_of_a_slow_block_is_divided_among_all_pods() {
         apply_demo_model(&here).await?;
         // The second half takes far longer than the first.
         let tokens = |number: usize| if number < LINES / 2 { 4 } else { LONG };
-        let line = |number| request(&format!("r-{number}"), &format!("fn f{number}(x: u32) -> u32 {{\n"), tokens(number));
+        let line =
+            |number| request(&format!("r-{number}"), &format!("fn f{number}(x: u32) -> u32 {{\n"), tokens(number));
         let input: String = (0..LINES).map(|number| line(number) + "\n").collect();
         apply_job(&here, "halves", &input, small(json!({"parallelism": 2}))).await?;
         let divided = await_job(&here, "halves", "divided anew", |job| {
@@ -93,7 +95,12 @@ async fn the_rest_of_a_slow_block_is_divided_among_all_pods() {
             .sum();
         let computed = status.measured.as_ref().context("measured")?.tokens_out;
         ensure!(computed - written <= 4 * i64::from(LONG), "{computed} tokens for {written}");
-        println!("straggler: {} of {} lines were left; {} tokens were computed twice", LINES as i64 / 2 - rest.from_line, LINES / 2, computed - written);
+        println!(
+            "straggler: {} of {} lines were left; {} tokens were computed twice",
+            LINES as i64 / 2 - rest.from_line,
+            LINES / 2,
+            computed - written
+        );
         Ok(())
     })
     .await;

@@ -188,6 +188,8 @@ fn left_out_by_cost(
     };
     LeftOutCandidate {
         model: spec.models[one.model].name.clone(),
+        format: Some(one.configuration.format),
+        artifact_index: Some(one.configuration.artifact_index),
         engine: Some(one.configuration.engine),
         provider: Some(one.configuration.provider),
         device_class: Some(one.configuration.device_class),
