@@ -108,10 +108,10 @@ kills-operator: setup images cluster-up ## kill the operator in front of every w
 	$(call stage,kills joulecast-operator at every fail point while it works)
 	tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
 	tests/install.sh >/dev/null
-	cargo build --release -p joulecast-operator --bin joulecast-operator --features fail-points
+	cargo build --release --workspace --features joulecast-operator/fail-points --bin joulecast-operator
 	cp target/release/joulecast-operator build/joulecast-operator-with-points
 	# Puts the one without points back.
-	cargo build --release -p joulecast-operator --bin joulecast-operator
+	cargo build --release --bin joulecast-operator
 	set -a
 	. build/images/images.env
 	set +a
