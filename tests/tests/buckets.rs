@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 /// This machine, as pods of the local cluster reach it: the bridge of its nodes.
 const HERE: &str = "10.240.0.1:0";
-const LINES: u32 = 40;
+const LINES: u32 = 600;
 
 fn secret() -> Value {
     json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bucket"},
@@ -38,7 +38,7 @@ async fn a_job_from_bucket_to_bucket_survives_the_loss_of_its_pod() {
     with_namespace("bucket", |here| async move {
         let server = shared;
         std::fs::create_dir_all(server.file("nightly"))?;
-        std::fs::write(server.file("nightly/requests.jsonl"), requests(LINES, 64))?;
+        std::fs::write(server.file("nightly/requests.jsonl"), requests(LINES, 128))?;
         apply_demo_model(&here).await?;
         here.apply(&secret().to_string()).await?;
         let ends = json!({"input": object(&server, "nightly/requests.jsonl", "bucket"),

@@ -66,8 +66,8 @@ async fn jobs_of_the_release_before_go_on_under_this_one() {
         apply_demo_model(&here).await?;
         apply_job(&here, "past", &requests(6, 16), small(json!({}))).await?;
         let past = completed(&here, "past", 6).await?;
-        apply_job(&here, "steady", &requests(300, 128), small(json!({}))).await?;
-        apply_job(&here, "blocks", &requests(200, 128), small(json!({"parallelism": 2}))).await?;
+        apply_job(&here, "steady", &requests(1500, 128), small(json!({}))).await?;
+        apply_job(&here, "blocks", &requests(1200, 128), small(json!({"parallelism": 2}))).await?;
         for name in ["steady", "blocks"] {
             await_job(&here, name, "at work", |job| lines_done(job) > 0).await?;
         }
@@ -77,12 +77,12 @@ async fn jobs_of_the_release_before_go_on_under_this_one() {
         ensure!(operator_image().await? != before, "both releases have {before}");
 
         // A run is neither repeated nor counted twice, though a newer operator reads its report.
-        let steady = completed(&here, "steady", 300).await?;
+        let steady = completed(&here, "steady", 1500).await?;
         ensure_status_is_true(&steady, &results(&here, "steady").await?)?;
         ensure!(pods(&here, "steady").await? == at_work, "its pods were {at_work:?}");
         let status = steady.status.context("status")?;
         ensure!(status.attempts.len() == 1 && status.measured.is_some_and(|all| all.attempts == 1));
-        let blocks = completed(&here, "blocks", 200).await?.status.context("status")?;
+        let blocks = completed(&here, "blocks", 1200).await?.status.context("status")?;
         println!("upgrade: a job of two pods went through with {} attempts", blocks.attempts.len());
         // What is over stays as it was, and what is new has the new runtime.
         let jobs: Api<InferenceJob> = here.api();

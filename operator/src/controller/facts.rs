@@ -2,12 +2,13 @@
 
 use crate::controller::ending::{self, Cause};
 use joulecast_crds::names::{self, CONTAINER, FINALIZER_REPORT};
-use joulecast_crds::report::Report;
+use joulecast_crds::report::{Failure, Report};
 use joulecast_crds::run_spec::VERSION;
 use k8s_openapi::api::batch::v1::Job;
 use k8s_openapi::api::core::v1::{ContainerState, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
+use serde::Deserialize;
 use std::collections::BTreeMap;
 
 /// Which attempt at which configuration an object belongs to, by its labels.
@@ -201,12 +202,13 @@ fn end(pod: &Pod, state: Option<&ContainerState>) -> PodEnd {
     // A container that was killed before it started has no start time, or the epoch.
     let started = terminated.started_at.as_ref().is_some_and(|time| time.0.as_second() > 0);
     let reason = terminated.reason.as_deref().filter(|reason| !matches!(*reason, "Error" | "Completed"));
-    let report = read_report(terminated.message.as_deref().unwrap_or_default(), uid.map(String::as_str));
-    let failure = report.as_deref().ok().and_then(|report| report.failure.as_ref());
+    let message = terminated.message.as_deref().unwrap_or_default();
+    let report = read_report(message, uid.map(String::as_str));
+    let failure = read_failure(message);
     PodEnd {
         started,
         succeeded,
-        cause: ending::cause(pod, Some(terminated), failure),
+        cause: ending::cause(pod, Some(terminated), failure.as_ref()),
         report,
         summary: format!(
             "{}exit code {}",
@@ -214,6 +216,15 @@ fn end(pod: &Pod, state: Option<&ContainerState>) -> PodEnd {
             terminated.exit_code
         ),
     }
+}
+
+/// What a message says of a failure, also one that is no report: a run that cannot use its specification knows no more.
+fn read_failure(message: &str) -> Option<Failure> {
+    #[derive(Deserialize)]
+    struct Told {
+        failure: Option<Failure>,
+    }
+    serde_json::from_str::<Told>(message).ok()?.failure
 }
 
 fn read_report(message: &str, job_uid: Option<&str>) -> Result<Box<Report>, String> {
@@ -314,6 +325,15 @@ mod tests {
             let why = pod.end().unwrap().report.clone().unwrap_err();
             assert!(why.contains(part), "{why:?} lacks {part:?}");
         }
+    }
+
+    #[test]
+    fn a_run_without_a_report_still_tells_why_it_cannot_work() {
+        let told = json!({"version": VERSION, "failure": {"reason": "CredentialsMissing", "message": "no key"}});
+        let pod = PodFacts::of(&samples::ended_pod("p", 78, &told.to_string()), samples::now());
+        let end = pod.end().unwrap();
+        assert!(end.report.is_err());
+        assert_eq!((end.cause.reason.as_str(), end.cause.message.as_str()), ("CredentialsMissing", "no key"));
     }
 
     #[test]

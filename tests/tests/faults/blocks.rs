@@ -34,7 +34,7 @@ async fn of_several_pods_the_one_that_is_lost_is_repeated_alone() {
     with_namespace("blocks", |here| async move {
         whole_cluster().await?;
         apply_demo_model(&here).await?;
-        apply_job(&here, "blocks", &requests(300, 64), small(json!({"parallelism": 2}))).await?;
+        apply_job(&here, "blocks", &requests(600, 128), small(json!({"parallelism": 2}))).await?;
         await_job(&here, "blocks", "at work", |job| lines_done(job) > 10).await?;
         let pods: Api<Pod> = here.api();
         let of_job = ListParams::default().labels("joulecast.dev/inference-job=blocks");
@@ -44,7 +44,7 @@ async fn of_several_pods_the_one_that_is_lost_is_repeated_alone() {
         let second =
             |pod: &&Pod| pod.metadata.labels.as_ref().is_some_and(|labels| labels["joulecast.dev/shard"] == "1");
         shoot(all.iter().find(second).context("no pod of the second block")?).await?;
-        let job = completed(&here, "blocks", 300).await?;
+        let job = completed(&here, "blocks", 600).await?;
         let attempts = &job.status.as_ref().context("status")?.attempts;
         ensure!(outcomes(attempts, 1, 0, 0) == [Some(Outcome::Succeeded)], "{attempts:?}");
         let second = [Some(Outcome::InfrastructureFailed), Some(Outcome::Succeeded)];
@@ -58,7 +58,7 @@ async fn of_several_pods_the_one_that_is_lost_is_repeated_alone() {
 #[tokio::test]
 async fn the_rest_of_a_slow_block_is_divided_among_all_pods() {
     let _alone = MACHINES.lock().await;
-    const LINES: usize = 300;
+    const LINES: usize = 600;
     const LONG: u32 = 200;
     with_namespace("straggler", |here| async move {
         whole_cluster().await?;

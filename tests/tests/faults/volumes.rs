@@ -23,7 +23,7 @@ async fn a_volume_that_one_node_has_binds_the_job_to_it_and_the_job_says_so() {
         let affinity = json!({"spec": {"nodeAffinity": {"required": {"nodeSelectorTerms": [only]}}}});
         volumes.patch(&volume, &PatchParams::default(), &Patch::Merge(affinity)).await?;
 
-        at_work_on(&here, LOST, "bound", &requests(200, 64)).await?;
+        at_work_on(&here, LOST, "bound", &requests(400, 128)).await?;
         machines(&["node", LOST, "off"]).await?;
         let waits = await_job(&here, "bound", "bound to a node that is away", |job| {
             told(job, conditions::RUNNING).contains("VolumeBound")
@@ -33,7 +33,7 @@ async fn a_volume_that_one_node_has_binds_the_job_to_it_and_the_job_says_so() {
         let told = told(&waits?, conditions::RUNNING);
         ensure!(told.contains("bring that node back, or use ReadWriteMany volumes"), "{told}");
         node_ready(&here, LOST).await?;
-        let job = completed(&here, "bound", 200).await?;
+        let job = completed(&here, "bound", 400).await?;
         let attempts = job.status.context("status")?.attempts;
         let on = |node: &str| attempts.iter().any(|attempt| attempt.node.as_deref() == Some(node));
         ensure!(attempts.len() >= 2 && on(LOST) && !on(KEPT), "{attempts:?}");
