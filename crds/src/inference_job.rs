@@ -678,6 +678,15 @@ pub struct Measured {
     /// Highest memory use in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_peak_bytes: Option<i64>,
+    /// Mean use of the runs' GPUs in thousandths: the part of the time in which a kernel ran. Absent for runs without a GPU.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_mean_millis: Option<i64>,
+    /// Highest use of a run's GPUs that was read, in thousandths.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_peak_millis: Option<i64>,
+    /// Highest memory in use of a run's GPUs in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_peak_bytes: Option<i64>,
 }
 
 /// Types of the conditions of an InferenceJob.

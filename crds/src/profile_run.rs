@@ -70,6 +70,10 @@ pub struct ProfileRunSpec {
     #[schemars(length(min = 1, max = 63))]
     #[x_kube(validation = Rule::new(r"self.matches('^[a-z0-9]([-a-z0-9]*[a-z0-9])?$')").message("give a name of lower-case letters, digits and '-' that begins and ends with a letter or a digit"))]
     pub energy_model_name: Option<String>,
+    /// What is done when jobs say that the EnergyModel it ended in no longer holds (condition Drifted): Nothing, or MeasureAgain,
+    /// which creates another ProfileRun like this one, with a samples file of its own, whose fit replaces the drifted one.
+    #[serde(default)]
+    pub on_drift: OnDrift,
     /// Stops measuring while true; set to false to go on from the samples that are there.
     #[serde(default)]
     pub suspend: bool,
@@ -80,6 +84,16 @@ pub struct ProfileRunSpec {
     /// Additions to the pod that measures: a nodeSelector names the very devices.
     #[serde(default)]
     pub pod_template: PodOverrides,
+}
+
+/// What follows when the EnergyModel of a campaign has drifted.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OnDrift {
+    /// Somebody decides.
+    #[default]
+    Nothing,
+    /// Another ProfileRun like it is created.
+    MeasureAgain,
 }
 
 fn one() -> Vec<i32> {

@@ -231,10 +231,13 @@ pub struct Utilisation {
     /// Highest resident memory in bytes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub memory_peak_bytes: Option<u64>,
-    /// Mean use of the GPU in thousandths.
+    /// Mean use of the GPU in thousandths: the part of the time in which a kernel ran. Of several GPUs their mean.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_mean_millis: Option<u64>,
-    /// Highest GPU memory in bytes.
+    /// Highest use of the GPU that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_peak_millis: Option<u64>,
+    /// Highest GPU memory in use in bytes, of all GPUs of the slot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gpu_memory_peak_bytes: Option<u64>,
 }

@@ -51,7 +51,7 @@
 //! | joulecast.dev | inferencemodels | list, watch | where artifacts lie |
 //! | joulecast.dev | energymodels | list, watch, create, patch | what predicts; ProfileRuns end in one |
 //! | joulecast.dev | energymodels/status | patch | what finished jobs have taught |
-//! | joulecast.dev | profileruns | list, watch | what is to be measured |
+//! | joulecast.dev | profileruns | list, watch, create, patch | what is to be measured; one that follows a drift |
 //! | joulecast.dev | profileruns/status | patch | the one status write |
 //! | batch | jobs | list, watch, create, patch | child Jobs by server-side apply; suspend |
 //! | (core) | pods | list, watch, patch | reports and progress; patch removes the report finalizer |

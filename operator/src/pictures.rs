@@ -33,7 +33,7 @@ pub fn fit(groups: &[Group], samples: &BTreeMap<Key, Samples>) -> String {
         let quantities: [(&str, &str, Value); 2] = [("energy", "J", |s| s.energy), ("run time", "s", |s| s.runtime)];
         for (name, unit, value) in quantities {
             if let Some(row) = Row::new(group, &own, name, unit, value) {
-                row.draw(&mut body, TOP + ROW * f64::from(rows));
+                row.draw(&mut body, TOP + ROW * f64::from(rows) + 20.0);
                 rows += 1;
             }
         }
@@ -46,9 +46,10 @@ pub fn fit(groups: &[Group], samples: &BTreeMap<Key, Samples>) -> String {
     format!(
         "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {width} {height}\" font-family=\"sans-serif\" \
          font-size=\"11\" role=\"img\"><title>Fitted models: measured against predicted, residuals, surface</title>\n\
-         <style>svg{{color:#222;background:#fff}}text{{fill:currentColor}}.axis{{stroke:currentColor;fill:none}}\
+         <style>svg{{color:#222}}.paper{{fill:#fff}}text{{fill:currentColor}}.axis{{stroke:currentColor;fill:none}}\
          .grid{{stroke:currentColor;opacity:.15}}.dot{{fill:#3b7dd8;fill-opacity:.6}}.wrong{{fill:#d9534f}}\
-         @media(prefers-color-scheme:dark){{svg{{color:#ddd;background:#181818}}}}</style>\n{body}</svg>\n"
+         @media(prefers-color-scheme:dark){{svg{{color:#ddd}}.paper{{fill:#181818}}}}</style>\n\
+         <rect class=\"paper\" width=\"100%\" height=\"100%\"/>\n{body}</svg>\n"
     )
 }
 
@@ -96,7 +97,8 @@ impl Row {
         }
         // A pooled model's surface is drawn for its smallest batch.
         let (_, surface) = predictors.into_iter().next()?;
-        let title = format!("{}: {name}, batch {}", group.key, surface.batch);
+        let wrong = if dots.iter().any(|dot| dot.wrong) { " (red: plainly wrong, fitted without)" } else { "" };
+        let title = format!("{}: {name}, batch {}{wrong}", group.key, surface.batch);
         Some(Self { title, unit: unit.to_owned(), dots, surface, of_energy })
     }
 
@@ -182,9 +184,12 @@ fn at(predictor: &Predictor, of_energy: bool, tau_in: f64, tau_out: f64) -> Opti
 
 /// From blue over green to yellow: told apart by brightness too.
 fn heat(part: f64) -> String {
-    // Written out: not every viewer of SVG knows the functions of CSS.
-    let (hue, lightness) = (240.0 - 185.0 * part, 0.28 + 0.37 * part);
-    let chroma = 0.65 * (1.0 - (2.0 * lightness - 1.0_f64).abs());
+    hex(240.0 - 185.0 * part, 0.65, 0.28 + 0.37 * part)
+}
+
+/// A colour of hue (degrees), saturation and lightness, written out: not every viewer of SVG knows the functions of CSS.
+pub(crate) fn hex(hue: f64, saturation: f64, lightness: f64) -> String {
+    let chroma = saturation * (1.0 - (2.0 * lightness - 1.0).abs());
     let channel = |shift: f64| {
         let place = (shift + hue / 30.0) % 12.0;
         let value = lightness - 0.5 * chroma * (place - 3.0).min(9.0 - place).clamp(-1.0, 1.0);
@@ -324,7 +329,8 @@ mod tests {
         let groups = fit_groups(samples.clone(), &Options::default());
         let svg = fit(&groups, &samples);
         assert_eq!(svg.matches("<circle").count(), 60);
-        assert_eq!(svg.matches("<rect").count(), (SQUARES * SQUARES) as usize + 5);
+        // The ground, the squares, and the five of the legend.
+        assert_eq!(svg.matches("<rect").count(), 1 + (SQUARES * SQUARES) as usize + 5);
         assert!(svg.contains("&lt;a&amp;b&gt;") && !svg.contains("<a&b>"));
         assert!(svg.contains("prefers-color-scheme") && !svg.contains("NaN") && !svg.contains("inf"));
     }

@@ -1,13 +1,14 @@
 //! Pictures of plans as SVG, written by hand: they follow the reader's light or dark colour scheme.
 
+use crate::pictures;
 use joulecast_planner::plan::{Baseline, Candidate, Plan};
 use joulecast_planner::units::Tokens;
 use std::fmt::Write;
 
-const WIDTH: f64 = 760.0;
+const WIDTH: f64 = 820.0;
 const HEIGHT: f64 = 480.0;
 const LEFT: f64 = 80.0;
-const RIGHT: f64 = 200.0;
+const RIGHT: f64 = 260.0;
 const TOP: f64 = 24.0;
 const BOTTOM: f64 = 56.0;
 /// Requests drawn at most, evenly picked.
@@ -34,9 +35,10 @@ impl Picture {
         let _ = write!(
             svg,
             "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 {WIDTH} {HEIGHT}\" font-family=\"sans-serif\" \
-             font-size=\"12\" role=\"img\"><title>{}</title>\n<style>svg{{color:#222;background:#fff}}\
+             font-size=\"12\" role=\"img\"><title>{}</title>\n<style>svg{{color:#222}}.paper{{fill:#fff}}\
              text{{fill:currentColor}}.axis{{stroke:currentColor;fill:none}}.grid{{stroke:currentColor;opacity:.15}}\
-             @media(prefers-color-scheme:dark){{svg{{color:#ddd;background:#181818}}}}</style>\n",
+             @media(prefers-color-scheme:dark){{svg{{color:#ddd}}.paper{{fill:#181818}}}}</style>\n\
+             <rect class=\"paper\" width=\"100%\" height=\"100%\"/>\n",
             escape(title)
         );
         Self { svg }
@@ -105,20 +107,24 @@ impl Axis {
 
     fn ticks(&self) -> Vec<(f64, String)> {
         if self.log {
-            let powers = (0..25).map(|p| f64::from(1u32 << p) - 1.0);
-            let inside: Vec<f64> = powers.filter(|v| *v >= self.low && *v <= self.high).collect();
+            let powers = (0..25).map(|p| f64::from(1u32 << p));
+            let inside: Vec<f64> =
+                std::iter::once(0.0).chain(powers).filter(|v| *v >= self.low && *v <= self.high).collect();
             let step = inside.len().div_ceil(8).max(1);
             return inside.iter().step_by(step).map(|v| (*v, format!("{v:.0}"))).collect();
         }
         let span = (self.high - self.low).max(f64::MIN_POSITIVE);
         let rough = 10f64.powf((span / 5.0).log10().floor());
         let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|f| f * rough).find(|s| span / s <= 6.0).unwrap_or(span);
-        let digits = (-step.log10().floor()).clamp(0.0, 9.0) as usize;
+        let largest = self.low.abs().max(self.high.abs());
+        let units = [(1e9, " G"), (1e6, " M"), (1e3, " k")].into_iter().find(|(unit, _)| largest >= 10.0 * unit);
+        let (unit, sign) = units.unwrap_or((1.0, ""));
+        let digits = (-(step / unit).log10().floor()).clamp(0.0, 9.0) as usize;
         let first = (self.low / step).ceil();
         (0..8)
             .map(|i| (first + f64::from(i)) * step)
             .filter(|v| *v <= self.high)
-            .map(|v| (v, format!("{v:.digits$}")))
+            .map(|v| (v, format!("{:.digits$}{sign}", v / unit)))
             .collect()
     }
 }
@@ -127,9 +133,11 @@ fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
-/// A colour that is readable on light and dark ground.
+/// A colour that is readable on light and dark ground: blues are lighter, because they look dark.
 fn colour(k: usize, of: usize) -> String {
-    format!("hsl({:.0} 65% 50%)", 360.0 * k as f64 / of.max(1) as f64)
+    let hue = 360.0 * k as f64 / of.max(1) as f64;
+    let lightness = if (210.0..290.0).contains(&hue) { 0.66 } else { 0.5 };
+    pictures::hex(hue, 0.65, lightness)
 }
 
 /// Energy against accuracy: the front over zeta and the baselines beside it.
@@ -219,5 +227,16 @@ mod tests {
         assert!(svg.contains("single:&lt;a&amp;b&gt;") && !svg.contains("<a&b>"));
         assert_eq!(svg.matches("r=\"3\"").count(), 3);
         assert!(svg.contains("prefers-color-scheme"));
+    }
+
+    #[test]
+    fn ticks_are_round_and_short() {
+        let labels = |low: f64, high: f64, log: bool| -> Vec<String> {
+            let axis = Axis { title: "", low, high, from: 0.0, to: 1.0, log };
+            axis.ticks().into_iter().map(|(_, label)| label).collect()
+        };
+        assert_eq!(labels(7e6, 6.9e7, false), ["20 M", "40 M", "60 M"]);
+        assert_eq!(labels(0.49, 0.66, false), ["0.50", "0.55", "0.60", "0.65"]);
+        assert_eq!(labels(0.0, 300.0, true), ["0", "2", "8", "32", "128"]);
     }
 }

@@ -29,7 +29,7 @@ pub mod observe;
 pub mod status;
 
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 
 /// When is looked again at what only somebody else can change: a missing model, a node, a refusal.
 const WAIT_AGAIN: Duration = Duration::from_secs(10);

@@ -4,6 +4,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use joulecast_planner::plan::{REQUESTS_LIMIT, TOKENS_LIMIT};
 use joulecast_planner::units::Tokens;
+use std::borrow::Cow;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
@@ -97,14 +98,16 @@ impl Reader {
         self.line += 1;
         let number = self.line;
         let line = std::str::from_utf8(line).with_context(|| format!("line {number}: it is not UTF-8 text"))?;
-        let fields = || line.split(',').map(|field| field.trim().trim_matches('"'));
         let Some(columns) = self.columns else {
             let header = line.trim_start_matches('\u{feff}');
+            let names = fields(header).with_context(|| format!("line {number}: not CSV"))?;
             let find = |name: &str| {
-                let mut names = header.split(',').map(|field| field.trim().trim_matches('"'));
-                names.position(|field| field == name).with_context(|| {
+                let mut places = (0..names.len()).filter(|&place| names[place].trim() == name);
+                let place = places.next().with_context(|| {
                     format!("line 1: the header {header:?} lacks the column {name}; it must be `tau_in,tau_out`")
-                })
+                })?;
+                ensure!(places.next().is_none(), "line 1: the header has the column {name} twice");
+                Ok(place)
             };
             let plain = header.trim_end() == "tau_in,tau_out";
             self.columns = Some(Columns { input: find("tau_in")?, output: find("tau_out")?, plain });
@@ -113,14 +116,31 @@ impl Reader {
         if line.trim().is_empty() {
             return Ok(());
         }
+        let fields = fields(line).with_context(|| format!("line {number}: not CSV"))?;
         let value = |name: &str, place: usize| {
-            let field = fields().nth(place).with_context(|| format!("line {number}: {name} is missing"))?;
+            let field = fields
+                .get(place)
+                .map(|field| field.trim())
+                .with_context(|| format!("line {number}: {name} is missing"))?;
             count(field).with_context(|| {
                 format!("line {number}: {name} is {field:?}; it must be a whole number from 0 to {}", TOKENS_LIMIT - 1)
             })
         };
         self.push(Tokens { input: value("tau_in", columns.input)?, output: value("tau_out", columns.output)? })
     }
+}
+
+/// The fields of a line. Quotes are rare, and then commas may lie within them.
+fn fields(line: &str) -> Result<Vec<Cow<'_, str>>> {
+    if !line.contains('"') {
+        return Ok(line.split(',').map(Cow::Borrowed).collect());
+    }
+    // A quote begins at a comma for the CSV reader, spaces after commas or not.
+    let tight: Vec<&str> = line.split(',').map(str::trim).collect();
+    let tight = tight.join(",");
+    let mut reader = csv::ReaderBuilder::new().has_headers(false).flexible(true).from_reader(tight.as_bytes());
+    let record = reader.records().next().transpose()?.unwrap_or_default();
+    Ok(record.iter().map(|field| Cow::Owned(field.to_owned())).collect())
 }
 
 /// A line of two plain numbers, and its length with the end.
@@ -161,6 +181,7 @@ fn count(field: &str) -> Result<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use proptest::prelude::*;
 
     fn pairs(text: &str) -> Vec<(u32, u32)> {
         parse(text.as_bytes()).unwrap().iter().map(|t| (t.input, t.output)).collect()
@@ -170,6 +191,7 @@ mod tests {
     fn columns_may_be_turned_round_quoted_and_among_others() {
         assert_eq!(pairs("tau_in,tau_out\n3,4\r\n5,6"), [(3, 4), (5, 6)]);
         assert_eq!(pairs("\u{feff}id,tau_out, \"tau_in\"\r\nx, 4,\"3\"\n\ny,6.0,5\n"), [(3, 4), (5, 6)]);
+        assert_eq!(pairs("note,tau_in,tau_out\n\"a, b\",3, \"4\"\nc,5,6\n"), [(3, 4), (5, 6)]);
         assert_eq!(pairs("tau_in,tau_out\n"), []);
     }
 
@@ -188,6 +210,31 @@ mod tests {
         assert!(error("tau_in,tau_out\n99999999,2\n").contains("line 2: tau_in is \"99999999\""));
         assert!(error("tau_in,tau_out\n7\n").contains("line 2: tau_out is missing"));
         assert!(error("tau_in,out\n7,1\n").contains("lacks the column tau_out"));
+        assert!(error("tau_in,tau_out,tau_in\n7,1,7\n").contains("column tau_in twice"));
         assert!(error("").contains("empty"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_bytes_are_read_or_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse(&bytes[..]);
+            let _ = parse(&[b"tau_in,tau_out\n", &bytes[..]].concat()[..]);
+            let _ = parse(&[b"note,tau_out,tau_in\n", &bytes[..]].concat()[..]);
+        }
+
+        #[test]
+        fn the_quick_way_and_the_careful_one_read_the_same(
+            lines in prop::collection::vec((0..3 * TOKENS_LIMIT, 0..9000u32, 0..5u8), 0..40),
+        ) {
+            let ends = ["\n", "\r\n", "\n\n", " \n", ".0\n"];
+            let text: String = lines.iter().map(|(x, y, end)| format!("{x},{y}{}", ends[usize::from(*end)])).collect();
+            let quick = parse(format!("tau_in,tau_out\n{text}").as_bytes());
+            let careful = parse(format!("tau_in,tau_out,\n{text}").as_bytes());
+            match (quick, careful) {
+                (Ok(quick), Ok(careful)) => prop_assert_eq!(quick, careful),
+                (Err(quick), Err(careful)) => prop_assert_eq!(format!("{quick:#}"), format!("{careful:#}")),
+                (quick, careful) => prop_assert!(false, "{:?} {:?}", quick, careful),
+            }
+        }
     }
 }

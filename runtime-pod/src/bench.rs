@@ -371,4 +371,48 @@ mod tests {
         assert_eq!((odd.median, odd.min, odd.max, odd.values), (2.0, 1.0, 3.0, vec![3.0, 1.0, 2.0]));
         assert_eq!(Spread::of(vec![4.0, 1.0, 2.0, 3.0]).unwrap().median, 2.5);
     }
+
+    /// SmolLM2-135M: 30 layers of width 576 with 9 heads of 64, 3 of them with keys and values, an inner width of 1536, and an
+    /// output layer of 49,152 rows that is the embedding too. Figures by hand from these.
+    #[test]
+    fn what_a_known_model_costs() {
+        const WEIGHTS: f64 = 134_515_008.0;
+        const KV_BYTES: f64 = 30.0 * 2.0 * 3.0 * 64.0 * 4.0;
+        const BLOCKS: f64 = 2.0 * 30.0 * (2.0 * 576.0 * 576.0 + 2.0 * 576.0 * 192.0 + 3.0 * 576.0 * 1536.0);
+        const OUTPUT: f64 = 2.0 * 576.0 * 49_152.0;
+        // Two products of 64 multiply-adds for each head and position.
+        const ATTENTION: f64 = 30.0 * 9.0 * 2.0 * 2.0 * 64.0;
+
+        let place = tempfile::tempdir().unwrap();
+        let config = crate::random_model::Shape::Smollm2M135.config();
+        std::fs::write(place.path().join("config.json"), config.to_string()).unwrap();
+        let config = crate::engine::config::ModelConfig::read(place.path()).unwrap();
+        assert_eq!(config.parameters() as f64, WEIGHTS);
+        for batch in [1.0, 8.0] {
+            let work = config.work(4 * config.parameters());
+            let info = EngineInfo {
+                engine: crate::engine::EngineName::Candle,
+                engine_version: String::new(),
+                provider: crate::engine::Provider::Cpu,
+                dtype: crate::engine::Dtype::F32,
+                architecture: "llama".to_owned(),
+                parameters: config.parameters(),
+                vocab_size: config.vocab,
+                context_length: 320,
+                slots: batch as usize,
+                threads: 1,
+                weight_bytes: work.step_weight_bytes,
+                kv_bytes_per_token: KV_BYTES as u64,
+                work: Some(work),
+                isa: None,
+            };
+            let cost = Cost::of(&work, &info, 256, 64);
+            // 64 steps look at 257 to 320 positions: 288.5 on average. Alone, a step reads 538 MB of weights and 13 MB of those.
+            assert_eq!(cost.step_bytes, 4.0 * WEIGHTS + batch * 288.5 * KV_BYTES);
+            assert_eq!(cost.step_flops, batch * (BLOCKS + OUTPUT + 288.5 * ATTENTION));
+            // Each token of a prompt looks at itself and those before it; only the last one has logits.
+            assert_eq!(cost.prefill_flops, batch * (256.0 * BLOCKS + OUTPUT + 256.0 * 257.0 / 2.0 * ATTENTION));
+            assert_eq!(cost.prefill_bytes, batch * 4.0 * WEIGHTS);
+        }
+    }
 }

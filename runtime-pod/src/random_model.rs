@@ -35,7 +35,7 @@ pub enum Shape {
 
 impl Shape {
     /// What `config.json` says of the shape.
-    fn config(self) -> Value {
+    pub(crate) fn config(self) -> Value {
         // hidden, layers, heads, KV heads, intermediate, vocabulary, context
         let (kind, [hidden, layers, heads, kv_heads, intermediate, vocab, context], theta, eps) = match self {
             Self::Tiny => ("llama", [64, 2, 4, 2, 128, 512, 512], 10_000.0, 1e-5),

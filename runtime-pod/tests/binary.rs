@@ -1,80 +1,20 @@
 //! The program as its users start it, on the golden models.
 
+#[path = "binary/bench.rs"]
+mod bench;
+#[path = "binary/ends.rs"]
+mod ends;
+#[path = "binary/model.rs"]
+mod model;
+#[path = "binary/rapl.rs"]
+mod rapl;
+
+use model::{Model, results, runtime, text, words};
 use serde_json::{Value, json};
 use std::fs;
 use std::io::{BufRead, BufReader, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
-
-/// A golden model with a tokenizer whose tokens are the words `t0`, `t1`, ...
-struct Model {
-    dir: tempfile::TempDir,
-    golden: Value,
-}
-
-impl Model {
-    fn new(name: &str) -> Self {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name);
-        let dir = tempfile::tempdir().unwrap();
-        for file in fs::read_dir(&source).unwrap().map(|entry| entry.unwrap().path()) {
-            fs::copy(&file, dir.path().join(file.file_name().unwrap())).unwrap();
-        }
-        let config: Value = serde_json::from_slice(&fs::read(source.join("config.json")).unwrap()).unwrap();
-        let size = config["vocab_size"].as_u64().unwrap();
-        let vocab: serde_json::Map<_, _> = (0..size).map(|id| (format!("t{id}"), json!(id))).collect();
-        let tokenizer = json!({
-            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
-            "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": null, "decoder": null,
-            "model": {"type": "WordLevel", "vocab": vocab, "unk_token": "t0"},
-        });
-        fs::write(dir.path().join("tokenizer.json"), tokenizer.to_string()).unwrap();
-        let golden = serde_json::from_slice(&fs::read(source.join("golden.json")).unwrap()).unwrap();
-        Self { dir, golden }
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
-    }
-
-    fn cases(&self) -> Vec<(Vec<u64>, Vec<u64>)> {
-        let ids = |value: &Value| value.as_array().unwrap().iter().map(|id| id.as_u64().unwrap()).collect();
-        let cases = self.golden["cases"].as_array().unwrap();
-        cases.iter().map(|case| (ids(&case["prompt_ids"]), ids(&case["generated_ids"]))).collect()
-    }
-
-    /// One line per golden case, as token ids and as text in turns, with a broken line in between.
-    fn write_input(&self) -> PathBuf {
-        let mut lines = Vec::new();
-        for (number, (prompt, generated)) in self.cases().iter().enumerate() {
-            let prompt = if number % 2 == 0 { json!(prompt) } else { json!(words(prompt)) };
-            let body = json!({"model": "m", "prompt": prompt, "max_tokens": generated.len(), "temperature": 0});
-            let id = format!("case-{number}");
-            lines.push(json!({"custom_id": id, "method": "POST", "url": "/v1/completions", "body": body}).to_string());
-        }
-        lines.insert(1, "{broken".to_owned());
-        let path = self.path("in.jsonl");
-        fs::write(&path, lines.join("\n")).unwrap();
-        path
-    }
-}
-
-fn words(ids: &[u64]) -> String {
-    ids.iter().map(|id| format!("t{id}")).collect::<Vec<_>>().join(" ")
-}
-
-fn runtime() -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_joulecast-runtime"));
-    command.env_remove("JOULECAST_RUN_SPEC").env_remove("JOULECAST_LOG").env_remove("JOULECAST_LOG_FORMAT");
-    command
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8(bytes.to_vec()).unwrap()
-}
-
-fn results(path: &Path) -> Vec<Value> {
-    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-}
 
 /// Checks the results of [`Model::write_input`] and gives the sums of prompt tokens, output tokens and joules.
 fn check_results(model: &Model, out: &Path) -> (u64, u64, f64) {

@@ -3,9 +3,12 @@
 
 #![cfg(all(feature = "candle", feature = "onnx", feature = "openvino"))]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use joulecast_runtime::engine::{self, Dtype, Engine, EngineName, LoadOptions, Provider, SlotToken};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
 use serde_json::Value;
 
 /// A step whose two best logits are this close may go either way: implementations sum in different orders.
@@ -117,6 +120,20 @@ fn greedy_tokens_equal_those_of_transformers() {
     }
 }
 
+/// The demo's own model, whose file holds bf16: transformers computed with these weights in f32.
+#[test]
+fn the_demo_model_says_what_it_says_in_transformers() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/demo/model");
+    let mut engine = load(EngineName::Candle, &dir, 1, Some(Dtype::F32));
+    for case in cases(&golden("demo")) {
+        let (first, tokens) = greedy(&mut *engine, 0, &case.prompt, case.generated.len(), usize::MAX);
+        for (id, want) in &case.top {
+            assert!((first[*id] - want).abs() < 1e-3, "logit {id} is {}, not {want}", first[*id]);
+        }
+        assert_golden("demo", &case, &tokens);
+    }
+}
+
 #[test]
 fn a_prompt_in_chunks_gives_the_same_tokens() {
     for (engine, name) in subjects() {
@@ -189,6 +206,63 @@ fn sixteen_bit_weights_stay_close_to_f32() {
                 let spread = rms(&mut want.iter().copied());
                 assert!(error < tolerance * spread, "{name} {dtype}: error {error}, spread {spread}");
             }
+        }
+    }
+}
+
+/// A value in a 16-bit float of `mantissa` bits: its bits, and what they stand for. By the formats' definition, not by the code
+/// that is tested.
+fn nearest(value: f32, mantissa: i32, bias: i32) -> (u16, f32) {
+    let exponent = ((value.to_bits() >> 23 & 0xff) as i32 - 127).max(1 - bias);
+    let step = 2f32.powi(exponent - mantissa);
+    let steps = (value.abs() / step).round_ties_even();
+    let magnitude = ((exponent + bias) << mantissa) + steps as i32 - (1 << mantissa);
+    (u16::from(value.is_sign_negative()) << 15 | u16::try_from(magnitude).unwrap(), (steps * step).copysign(value))
+}
+
+/// Writes `name` twice: with its weights in a 16-bit type, and with what they became in f32.
+fn write_rounded(name: &str, dtype: Dtype, sixteen: &Path, widened: &Path) {
+    let bytes = std::fs::read(golden(name).join("model.safetensors")).unwrap();
+    let (kind, mantissa, bias) = match dtype {
+        Dtype::F16 => (safetensors::Dtype::F16, 10, 15),
+        _ => (safetensors::Dtype::BF16, 7, 127),
+    };
+    let (mut short, mut long) = (BTreeMap::new(), BTreeMap::new());
+    for (tensor, view) in SafeTensors::deserialize(&bytes).unwrap().iter() {
+        assert_eq!(view.dtype(), safetensors::Dtype::F32);
+        let values = view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+        let rounded: Vec<(u16, f32)> = values.map(|value| nearest(value, mantissa, bias)).collect();
+        let shape = view.shape().to_vec();
+        let bytes: Vec<u8> = rounded.iter().flat_map(|(bits, _)| bits.to_le_bytes()).collect();
+        short.insert(tensor.to_owned(), (shape.clone(), bytes));
+        let bytes: Vec<u8> = rounded.iter().flat_map(|(_, value)| value.to_le_bytes()).collect();
+        long.insert(tensor.to_owned(), (shape, bytes));
+    }
+    for (dir, kind, tensors) in [(sixteen, kind, &short), (widened, safetensors::Dtype::F32, &long)] {
+        let views =
+            tensors.iter().map(|(name, (shape, bytes))| (name, TensorView::new(kind, shape.clone(), bytes).unwrap()));
+        std::fs::write(dir.join("model.safetensors"), safetensors::serialize(views, None).unwrap()).unwrap();
+        std::fs::copy(golden(name).join("config.json"), dir.join("config.json")).unwrap();
+    }
+}
+
+/// Files of 16 bits give to the bit what the same weights give out of an f32 file, whatever type they have in memory.
+#[test]
+fn sixteen_bit_files_are_read_as_what_they_hold() {
+    let bits = |dir: &Path, memory: Dtype| {
+        let mut engine = load(EngineName::Candle, dir, 1, Some(memory));
+        let one = |case: Case| greedy(&mut *engine, 0, &case.prompt, 8, usize::MAX);
+        let all: Vec<_> = cases(&golden("tiny-llama")).into_iter().map(one).collect();
+        all.into_iter()
+            .map(|(logits, tokens)| (logits.iter().map(|v| v.to_bits()).collect::<Vec<_>>(), tokens))
+            .collect::<Vec<_>>()
+    };
+    for stored in [Dtype::F16, Dtype::Bf16] {
+        let (sixteen, widened) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        write_rounded("tiny-llama", stored, sixteen.path(), widened.path());
+        assert_eq!(load(EngineName::Candle, sixteen.path(), 1, None).info().dtype, stored);
+        for memory in [Dtype::F32, Dtype::F16, Dtype::Bf16] {
+            assert!(bits(sixteen.path(), memory) == bits(widened.path(), memory), "a file of {stored} as {memory}");
         }
     }
 }

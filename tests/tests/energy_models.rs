@@ -6,13 +6,14 @@ use anyhow::{Context, Result, ensure};
 use joulecast_crds::inference_job::{PredictionBasis, conditions as job_conditions};
 use joulecast_crds::profile_run::conditions;
 use joulecast_crds::report::EnergySource;
-use joulecast_crds::{EnergyModel, ProfileRun};
+use joulecast_crds::{Decimal, EnergyModel, ProfileRun};
 use joulecast_tests::cluster::{user_runs, user_tries};
 use joulecast_tests::job::{apply_demo_model, apply_job, await_job, is_true, told};
 use joulecast_tests::namespace::{TestNamespace, with_namespace};
 use kube::api::{Api, DeleteParams};
 use kube::runtime::wait::await_condition;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// Longest time that a campaign of the tests may take.
@@ -82,7 +83,8 @@ async fn a_profile_run_ends_in_a_model_that_predicts_jobs_and_learns_from_them()
 
 async fn measured_and_predicted(here: &TestNamespace, model_name: &str, models: &Api<EnergyModel>) -> Result<()> {
     apply_demo_model(here).await?;
-    here.apply(&profile_run("grid", model_name, json!({"suspend": true})).to_string()).await?;
+    let spec = json!({"suspend": true, "onDrift": "MeasureAgain"});
+    here.apply(&profile_run("grid", model_name, spec).to_string()).await?;
     await_run(here, "grid", "Suspended", |run| has(run, conditions::SUSPENDED)).await?;
     let patch = json!({"spec": {"suspend": false}}).to_string();
     user_runs("kubectl", &["patch", "prun", "grid", "-n", &here.name, "--type=merge", "-p", &patch], None).await?;
@@ -150,6 +152,41 @@ async fn measured_and_predicted(here: &TestNamespace, model_name: &str, models: 
     ensure!(is_true(&job, job_conditions::EXTRAPOLATING), "{}", told(&job, job_conditions::EXTRAPOLATING));
     let table = user_runs("kubectl", &["get", "ij", "-n", &here.name], None).await?;
     ensure!(table.contains(" J "), "{table}");
+    if source == EnergySource::Modelled {
+        drifts_and_is_measured_again(here, model_name, models).await?;
+    }
+    Ok(())
+}
+
+/// A model that is far off: jobs say so, and the next campaign begins.
+async fn drifts_and_is_measured_again(here: &TestNamespace, model_name: &str, models: &Api<EnergyModel>) -> Result<()> {
+    let model = models.get(model_name).await?;
+    let energy = model.spec.fit.energy.as_ref().context("energy")?;
+    let small = |terms: &BTreeMap<String, Decimal>| -> BTreeMap<String, Decimal> {
+        terms.iter().filter_map(|(name, c)| Some((name.clone(), Decimal::rounded(0.05 * c.value()?, 9)?))).collect()
+    };
+    let fit = json!({"energy": {"terms": small(&energy.terms), "floorTerms": energy.floor_terms.as_ref().map(small)}});
+    let patch = json!({"spec": {"fit": fit}}).to_string();
+    user_runs("kubectl", &["patch", "em", model_name, "--type=merge", "-p", &patch], None).await?;
+    let changed = models.get(model_name).await?.metadata.generation.context("generation")?;
+    let seen = await_condition(models.clone(), model_name, move |model: Option<&EnergyModel>| {
+        model.and_then(|m| m.status.as_ref()?.observed_generation) == Some(changed)
+    });
+    tokio::time::timeout(Duration::from_secs(30), seen).await.context("the operator does not see the change")??;
+    for name in ["off-1", "off-2", "off-3"] {
+        apply_job(here, name, &requests(4, 16), json!({})).await?;
+    }
+    let runs: Api<ProfileRun> = here.api();
+    let next = format!("grid-g{changed}");
+    let created = await_condition(runs.clone(), &next, |run: Option<&ProfileRun>| run.is_some());
+    tokio::time::timeout(PROFILE_TIMEOUT, created)
+        .await
+        .with_context(|| format!("there is no ProfileRun {next}"))??;
+    let run = runs.get(&next).await?;
+    ensure!(run.spec.energy_model_name.as_deref() == Some(model_name), "{:?}", run.spec);
+    ensure!(run.spec.samples.persistent_volume_claim.path == format!("profiles/{next}.csv"), "{:?}", run.spec.samples);
+    let drifted = user_runs("kubectl", &["get", "em", model_name, "-o", "jsonpath={.status.conditions}"], None).await?;
+    ensure!(drifted.contains("more joules than predicted"), "{drifted}");
     Ok(())
 }
 

@@ -172,7 +172,7 @@ async fn invalid_manifests_are_refused_with_what_to_do() {
             (model(json!({"artifacts": [{"format": "safetensors"}]})), "source"),
             (model(json!({"artifacts": [{"format": "safetensors", "source": outside}]})), "without '..'"),
             (model(json!({"artifacts": [{"format": "safetensors", "source": source, "digest": "abc"}]})), "64 hexadecimal digits"),
-            (model(json!({"artifacts": [artifact], "accuracy": {"score": "2"}})), "give a fraction from 0 to 1"),
+            (model(json!({"artifacts": [artifact], "accuracy": {"score": "2", "source": "x"}})), "give a fraction from 0 to 1"),
         ] {
             let arguments = ["apply", "-n", &here.name, "--dry-run=server", "-f", "-"];
             let (code, out, err) = user_tries("kubectl", &arguments, Some(&manifest.to_string())).await?;

@@ -144,6 +144,10 @@ async fn the_chart_is_uninstalled_and_installed_again_and_keeps_the_jobs() {
             ensure!(there.contains(kind), "the release has no {kind}: what is looked for is not there\n{there}");
         }
         user_runs("helm", &["uninstall", RELEASE, "-n", RELEASE_NAMESPACE, "--wait"], None).await?;
+        // The operator's pod goes with its Deployment, but not in the same moment.
+        let instance = "app.kubernetes.io/instance=joulecast";
+        let gone = ["wait", "--for=delete", "pods", "-l", instance, "-n", RELEASE_NAMESPACE, "--timeout=60s"];
+        user_runs("kubectl", &gone, None).await?;
         let left = of_release().await?;
         ensure!(left.trim().is_empty(), "uninstall left\n{left}");
         let definitions = user_runs("kubectl", &["get", "customresourcedefinitions", "-o", "name"], None).await?;

@@ -4,8 +4,8 @@
 //! restarted ([`state`]). When the pod is gone, its windows are forgotten.
 
 use crate::holders::Holder;
-use crate::node_meter::{Gpu, Mark, NodeMeter};
-use joulecast_meter::Microjoules;
+use crate::node_meter::{Gpu, GpuLoad, Mark, NodeMeter};
+use jobs::{Jobs, Start};
 use joulecast_meter::ledger::{Edge, Figure, Metered};
 use joulecast_meter::nvml::Trouble;
 use joulecast_meter::slot::{Answer, Refusal, Request, WindowEnergy, WindowStatus};
@@ -13,7 +13,10 @@ use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+mod gpu_use;
+mod jobs;
 pub mod state;
+pub use jobs::{JobFigures, JobKey, MAX_JOBS};
 
 /// Windows that may be open for one slot.
 pub const MAX_WINDOWS: usize = 256;
@@ -31,20 +34,9 @@ struct Window {
     edge: Edge,
     /// Counter and integrated power of its GPUs, by domain.
     marks: BTreeMap<String, Mark>,
-}
-
-/// A job by namespace and name.
-pub type JobKey = (String, String);
-
-/// Jobs whose energy is remembered after their pods are gone; the one that was heard of longest ago is forgotten first.
-const MAX_JOBS: usize = 500;
-
-/// Energy of the pods of a job that are gone.
-#[derive(Debug, Default, Clone, Copy)]
-struct Past {
-    gross: Microjoules,
-    /// Order in which jobs were heard of.
-    heard: u64,
+    /// Use of its GPUs so far.
+    #[serde(default)]
+    gpu: gpu_use::Gathered,
 }
 
 /// The state of the service.
@@ -60,12 +52,7 @@ pub struct Metering {
     windows: BTreeMap<u64, Window>,
     next: u64,
     stepped: Option<Duration>,
-    past: BTreeMap<JobKey, Past>,
-    heard: u64,
-    /// GPU-seconds by job, of those in `job_of` and `past`.
-    gpu_seconds: BTreeMap<JobKey, f64>,
-    /// Job by UID of its pod: the namespace is the kubelet's word, the name the pod's own.
-    job_of: BTreeMap<String, JobKey>,
+    jobs: Jobs,
     /// Whether windows were opened or closed since the state was last saved.
     changed: bool,
 }
@@ -82,10 +69,7 @@ impl Metering {
             windows: BTreeMap::new(),
             next: 1,
             stepped: None,
-            past: BTreeMap::new(),
-            heard: 0,
-            gpu_seconds: BTreeMap::new(),
-            job_of: BTreeMap::new(),
+            jobs: Jobs::default(),
             changed: false,
         }
     }
@@ -102,23 +86,10 @@ impl Metering {
         &self.holders
     }
 
-    /// Gross energy by job that its pods used on this node while they held slots, since the agent first started.
+    /// What the pods of each job used on this node while they held slots.
     #[must_use]
-    pub fn jobs(&self) -> BTreeMap<JobKey, Microjoules> {
-        let mut jobs: BTreeMap<JobKey, Microjoules> =
-            self.past.iter().map(|(key, past)| (key.clone(), past.gross)).collect();
-        for (uid, key) in &self.job_of {
-            let job = jobs.entry(key.clone()).or_default();
-            *job = job.plus(self.gross_of(uid));
-        }
-        jobs
-    }
-
-    /// Gross energy of a pod since it was given a slot.
-    #[must_use]
-    pub fn gross_of(&self, uid: &str) -> Microjoules {
-        let in_gross = self.meter.ledger().books().filter(|(domain, _)| domain.in_gross);
-        in_gross.filter_map(|(_, books)| books.holders.get(uid)).fold(Microjoules(0), |sum, one| sum.plus(one.gross()))
+    pub fn jobs(&self) -> BTreeMap<JobKey, JobFigures> {
+        self.jobs.figures(&self.meter)
     }
 
     /// How many slots of each resource are held, and how many there are.
@@ -159,18 +130,23 @@ impl Metering {
     pub fn tick(&mut self, now: Duration, unix_seconds: u64) {
         self.meter.step(now, unix_seconds);
         let since = self.stepped.replace(now).map_or(Duration::ZERO, |then| now.saturating_sub(then));
-        for (uid, job) in &self.job_of {
-            let busy: f64 = self.meter.gpus_of(uid).filter_map(Gpu::busy_ratio).sum();
-            if busy > 0.0 {
-                *self.gpu_seconds.entry(job.clone()).or_default() += busy * since.as_secs_f64();
-            }
-        }
+        self.jobs.step(now, since, &self.meter);
+        self.gather_gpu_use(now);
     }
 
-    /// GPU-seconds by job: time that its pods on this node held GPUs, each times its utilisation, since this process began.
-    #[must_use]
-    pub fn gpu_seconds(&self) -> &BTreeMap<JobKey, f64> {
-        &self.gpu_seconds
+    /// Takes readings of the load of GPUs into the windows of those who hold them, in the steps that made some.
+    fn gather_gpu_use(&mut self, now: Duration) {
+        let uids: BTreeSet<&String> = self.holders.values().map(|holder| &holder.uid).collect();
+        let load = |uid: &String| Some((uid.clone(), self.meter.fresh_load_of(uid)?));
+        let loads: BTreeMap<String, GpuLoad> = uids.into_iter().filter_map(load).collect();
+        if loads.is_empty() {
+            return;
+        }
+        for window in self.windows.values_mut() {
+            if let Some(load) = loads.get(&window.uid) {
+                window.gpu.add(load, now.saturating_sub(window.edge.at));
+            }
+        }
     }
 
     /// Takes over who holds which slot. A holder that the kubelet does not name is kept while its cgroup is there and
@@ -213,10 +189,7 @@ impl Metering {
             .filter(|uid| !living.contains(uid) && !self.meter.lives(uid))
             .collect();
         for uid in of_ledger {
-            let gross = self.gross_of(&uid);
-            if let Some(job) = self.job_of.remove(&uid) {
-                self.remember(job, gross);
-            }
+            self.jobs.leave(&uid, self.meter.gross_of(&uid));
             self.meter.forget(&uid);
             let before = self.windows.len();
             self.windows.retain(|_, window| window.uid != uid);
@@ -224,19 +197,6 @@ impl Metering {
         }
         // A new holder counts from a step that knows it.
         self.tick(now, unix_seconds);
-    }
-
-    fn remember(&mut self, job: JobKey, gross: Microjoules) {
-        if self.past.len() >= MAX_JOBS && !self.past.contains_key(&job) {
-            let oldest = self.past.iter().min_by_key(|(_, past)| past.heard).map(|(key, _)| key.clone());
-            if let Some(key) = oldest {
-                self.past.remove(&key);
-                self.gpu_seconds.remove(&key);
-            }
-        }
-        self.heard += 1;
-        let past = self.past.entry(job).or_default();
-        *past = Past { gross: past.gross.plus(gross), heard: self.heard };
     }
 
     /// Answers a request that came through the socket of a slot.
@@ -281,18 +241,15 @@ impl Metering {
                 let message = format!("job: a name of 1 to {MAX_JOB_BYTES} bytes without control characters is wanted");
                 return refused(Refusal::Malformed, message);
             }
-            let job = (holder.namespace.clone(), job);
-            let before = self.job_of.insert(holder.uid.clone(), job.clone());
-            // A pod that names ever other jobs makes no series of each.
-            if let Some(before) = before.filter(|before| *before != job && !self.past.contains_key(before)) {
-                self.gpu_seconds.remove(&before);
-            }
+            let then = Some((at, self.meter.gross_of(&holder.uid)));
+            let start = Start { cpu_nanos: self.meter.cpu_nanos(&holder.uid), then };
+            self.jobs.name(&holder.uid, (holder.namespace.clone(), job), start);
         }
         let window = self.next;
         self.next += 1;
         let edge = self.meter.ledger().edge(&holder.uid, at);
         let marks = self.meter.marks(&holder.uid);
-        self.windows.insert(window, Window { uid: holder.uid.clone(), edge, marks });
+        self.windows.insert(window, Window { uid: holder.uid.clone(), edge, marks, gpu: Default::default() });
         self.changed = true;
         let idle = self.meter.ledger().idle_of(&holder.uid);
         Answer::Opened { window, meter: self.meter.describe(&holder.uid), idle_milliwatts: idle.map(|idle| idle.0) }
@@ -307,6 +264,7 @@ impl Metering {
         let metered = ledger.between(&holder.uid, &window.edge, &ledger.edge(&holder.uid, at));
         let mut energy = energy(number, &metered);
         energy.device_lost = self.meter.device_lost(&holder.uid);
+        energy.gpu = window.gpu.told(metered.length);
         energy.notes.extend(self.meter.gpus_of(&holder.uid).filter_map(shared));
         energy.notes.extend(cross_check(&self.meter, metered.length, &window.marks));
         if close {
@@ -372,6 +330,7 @@ fn energy(window: u64, metered: &Metered) -> WindowEnergy {
         idle_microjoules: metered.idle().map(|energy| energy.0),
         domain_microjoules: domains,
         notes,
+        gpu: None,
         device_lost: None,
     }
 }

@@ -23,6 +23,7 @@ use tokio::net::TcpListener;
 use tokio::sync::watch;
 
 mod gpus;
+mod jobs;
 
 /// The regular step may be late by this much before the process counts as stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(10);
@@ -43,6 +44,7 @@ impl Shown {
     pub fn new(service: Arc<Service>, registered: Vec<watch::Receiver<bool>>, clock: Clock) -> Self {
         let mut registry = Registry::default();
         registry.register_collector(Box::new(Energy(Arc::clone(&service))));
+        registry.register_collector(Box::new(jobs::Jobs(Arc::clone(&service))));
         registry.register_collector(Box::new(gpus::Load(Arc::clone(&service))));
         registry.register_collector(Box::new(Process(Host::default())));
         Self { service, registered, clock, registry: Arc::new(registry) }
@@ -151,7 +153,7 @@ impl Collector for Energy {
         for (slot, holder) in metering.holders() {
             let labels =
                 [("slot", slot.as_str()), ("namespace", holder.namespace.as_str()), ("pod", holder.name.as_str())];
-            joules(metering.gross_of(&holder.uid).0).encode(family.encode_family(&labels)?)?;
+            joules(meter.gross_of(&holder.uid).0).encode(family.encode_family(&labels)?)?;
         }
         let help = "CPU time of the pod that holds a slot";
         let mut family = encoder.encode_descriptor("joulecast_pod_cpu", help, Some(&Unit::Seconds), counter)?;
@@ -160,12 +162,6 @@ impl Collector for Energy {
             let labels =
                 [("slot", slot.as_str()), ("namespace", holder.namespace.as_str()), ("pod", holder.name.as_str())];
             ConstCounter::new(nanos as f64 / 1e9).encode(family.encode_family(&labels)?)?;
-        }
-        let help = "Gross energy of a job's pods on this node while they held slots; the 500 jobs heard of last";
-        let mut family = encoder.encode_descriptor("joulecast_job_energy", help, joule, counter)?;
-        for ((namespace, job), energy) in metering.jobs() {
-            let labels = [("namespace", namespace.as_str()), ("job", job.as_str())];
-            joules(energy.0).encode(family.encode_family(&labels)?)?;
         }
         let help = "Slots by state";
         let mut family = encoder.encode_descriptor("joulecast_slots", help, None, gauge)?;

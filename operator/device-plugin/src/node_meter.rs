@@ -38,6 +38,17 @@ pub struct Mark {
     sum: Sum,
 }
 
+/// One reading of how busy the GPUs of a pod are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GpuLoad {
+    /// Time since the reading before.
+    pub since: Duration,
+    /// Mean utilisation of the GPUs in thousandths.
+    pub busy_millis: Option<u64>,
+    /// Memory in use of all of them.
+    pub memory_bytes: u64,
+}
+
 /// What counter and integrated power of a GPU make up between two moments.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Moved {
@@ -164,6 +175,22 @@ impl NodeMeter {
     pub fn gpus_of(&self, uid: &str) -> impl Iterator<Item = &Gpu> {
         let own = self.sources.iter().filter(|source| self.ledger.holds(&source.domain, uid));
         own.filter_map(Source::as_gpu)
+    }
+
+    /// How busy the whole GPUs of a pod are, if the last step read it anew. An instance in MIG mode has no figures of its own.
+    #[must_use]
+    pub fn fresh_load_of(&self, uid: &str) -> Option<GpuLoad> {
+        let whole = self.gpus_of(uid).filter(|gpu| gpu.board().instances.is_none());
+        let (mut since, mut busy, mut memory, mut count) = (None, Some(0), 0, 0);
+        for gpu in whole {
+            // All GPUs are read in the same steps, but for one that could not be read in between.
+            since = since.max(gpu.fresh());
+            let load = gpu.load()?;
+            busy = busy.zip(load.busy_percent).map(|(sum, percent)| sum + u64::from(percent) * 10);
+            memory += load.memory_used_bytes;
+            count += 1;
+        }
+        Some(GpuLoad { since: since?, busy_millis: busy.map(|sum| sum / count), memory_bytes: memory })
     }
 
     /// Which kind of meter a domain has: `rapl` or `nvml`.
@@ -331,6 +358,19 @@ impl NodeMeter {
     #[must_use]
     pub fn cpu_nanos(&self, uid: &str) -> Option<u64> {
         self.cpu_times.as_ref()?.holders.get(uid).map(|times| times.iter().sum())
+    }
+
+    /// Gross energy of a pod since it was given a slot.
+    #[must_use]
+    pub fn gross_of(&self, uid: &str) -> Microjoules {
+        let in_gross = self.ledger.books().filter(|(domain, _)| domain.in_gross);
+        in_gross.filter_map(|(_, books)| books.holders.get(uid)).fold(Microjoules(0), |sum, one| sum.plus(one.gross()))
+    }
+
+    /// Memory that a pod uses now, page cache included.
+    #[must_use]
+    pub fn memory_bytes(&self, uid: &str) -> Option<u64> {
+        self.cgroups.as_ref()?.memory_bytes(uid)
     }
 
     /// Whether a pod's cgroup is still there.

@@ -159,6 +159,43 @@ mod tests {
         fn allocated(&self, _: &[String]) {}
     }
 
+    fn plugin(slots: Vec<Slot>) -> Plugin {
+        let layout = Layout { own: "/own".into(), node: "/node".into() };
+        Plugin::new(watch::channel(slots).1, layout, Arc::new(Nobody))
+    }
+
+    #[tokio::test]
+    async fn the_kubelet_hears_of_numa_nodes_and_of_what_fits_together() {
+        let slot = |id: &str, numa_nodes: &[u32]| Slot {
+            id: id.into(),
+            numa_nodes: numa_nodes.into(),
+            cpus: Vec::new(),
+            device: None,
+            near: std::collections::BTreeMap::new(),
+            unhealthy: None,
+        };
+        let plugin = plugin(vec![slot("a", &[0]), slot("b", &[1, 2]), slot("c", &[0]), slot("d", &[])]);
+        let told = plugin.get_device_plugin_options(Request::new(api::Empty {})).await.unwrap().into_inner();
+        assert!(told.get_preferred_allocation_available && !told.pre_start_required);
+        let mut list = plugin.list_and_watch(Request::new(api::Empty {})).await.unwrap().into_inner();
+        let nodes = |device: api::Device| device.topology.map(|told| told.nodes.iter().map(|node| node.id).collect());
+        let told: Vec<Option<Vec<i64>>> = list.next().await.unwrap().unwrap().devices.into_iter().map(nodes).collect();
+        assert_eq!(told, [Some(vec![0]), Some(vec![1, 2]), Some(vec![0]), None]);
+
+        let ids = |names: &[&str]| names.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let container = |available: &[&str], must: &[&str], allocation_size| api::ContainerPreferredAllocationRequest {
+            available_device_i_ds: ids(available),
+            must_include_device_i_ds: ids(must),
+            allocation_size,
+        };
+        let container_requests =
+            vec![container(&["a", "b", "c"], &[], 2), container(&["b", "d"], &["d"], 1), container(&["a"], &[], -1)];
+        let request = Request::new(api::PreferredAllocationRequest { container_requests });
+        let answer = plugin.get_preferred_allocation(request).await.unwrap().into_inner();
+        let chosen: Vec<_> = answer.container_responses.into_iter().map(|one| one.device_i_ds).collect();
+        assert_eq!(chosen, [ids(&["a", "c"]), ids(&["d"]), ids(&[])]);
+    }
+
     #[tokio::test]
     async fn a_plugin_is_heard_while_somebody_follows_its_slots() {
         let (_slots, slots) = watch::channel(Vec::new());

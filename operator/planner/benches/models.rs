@@ -1,16 +1,14 @@
-//! How long a prediction takes, and learning from one more report. One core; the least and the median of several runs.
+//! How long a prediction takes, and learning from one more report, on one core.
 //!
 //! `cargo bench -p joulecast-planner --bench models`
+#![allow(missing_docs)]
 
+use criterion::{BatchSize, Criterion, criterion_group, criterion_main};
 use joulecast_planner::fit::{Domain, Form, Interval};
 use joulecast_planner::predict::{Predictor, QuantityPredictor};
 use joulecast_planner::refit::{MOST, Observation, Refit, Weighing};
 use std::collections::BTreeMap;
 use std::hint::black_box;
-use std::io::{Write, stdout};
-use std::time::Instant;
-
-const RUNS: usize = 15;
 
 /// A form as rich as fits of KV-cached engines come: const, three slopes and two knots, and a floor.
 fn form() -> Form {
@@ -44,21 +42,7 @@ fn report(form: &Form, number: u32) -> Observation {
     }
 }
 
-/// Least and median of the runs, in seconds.
-fn timed(mut act: impl FnMut()) -> (f64, f64) {
-    let mut times: Vec<f64> = (0..RUNS)
-        .map(|_| {
-            let began = Instant::now();
-            act();
-            began.elapsed().as_secs_f64()
-        })
-        .collect();
-    times.sort_by(f64::total_cmp);
-    (times[0], times[RUNS / 2])
-}
-
-fn main() -> std::io::Result<()> {
-    let mut out = stdout().lock();
+fn predictions(criterion: &mut Criterion) {
     let form = form();
     let interval = Interval { level: 0.9, lower: -1.7, upper: 1.8, scale: 0.03, scale_slope: -0.1, scale_pivot: 2.0 };
     let predictor = Predictor {
@@ -67,42 +51,47 @@ fn main() -> std::io::Result<()> {
         energy: Some(QuantityPredictor { cost: form.cost(1.0), interval: Some(interval) }),
         runtime: None,
     };
-    const PREDICTIONS: u32 = 1_000_000;
-    let points = |n: u32| (f64::from(8 + n % 505), f64::from(8 + (n * 7) % 505));
-    let (least, median) = timed(|| {
-        let cost = &predictor.energy.as_ref().expect("it has one").cost;
-        let sum: f64 = (0..PREDICTIONS).map(|n| points(black_box(n))).map(|(x, y)| cost.at_point(x, y)).sum();
-        black_box(sum);
+    let cost = form.cost(1.0);
+    let mut n = 0;
+    let mut point = || {
+        n = (n + 1) % 35_351;
+        (f64::from(8 + n % 505), f64::from(8 + (n * 7) % 505))
+    };
+    criterion.bench_function("prediction: value", |bencher| {
+        bencher.iter(|| {
+            let (x, y) = point();
+            cost.at_point(black_box(x), black_box(y))
+        });
     });
-    let each = 1e9 / f64::from(PREDICTIONS);
-    writeln!(out, "value of a prediction:     {:6.1} ns least, {:6.1} ns median", least * each, median * each)?;
-    let (least, median) = timed(|| {
-        for n in 0..PREDICTIONS {
-            let (x, y) = points(black_box(n));
-            black_box(predictor.energy(x, y));
-        }
+    criterion.bench_function("prediction: value and interval", |bencher| {
+        bencher.iter(|| {
+            let (x, y) = point();
+            predictor.energy(black_box(x), black_box(y))
+        });
     });
-    writeln!(out, "prediction with interval:  {:6.1} ns least, {:6.1} ns median", least * each, median * each)?;
+}
 
+fn refits(criterion: &mut Criterion) {
+    let form = form();
+    let one_more = report(&form, MOST as u32);
     let mut full = Refit::new(form.clone(), Weighing::default());
     for number in 0..MOST as u32 {
         full.add(report(&form, number)).expect("it is a report");
     }
-    let one_more = report(&form, MOST as u32);
-    for (what, refit) in [("the first report", Refit::new(form.clone(), Weighing::default())), ("256 reports", full)] {
-        let (least, median) = timed(|| {
-            let mut refit = refit.clone();
-            let began = Instant::now();
-            refit.add(one_more.clone()).expect("it is a report");
-            black_box(refit.form(one_more.at_s));
-            black_box(began);
+    for (name, refit) in [
+        ("refit with one new report: the first", Refit::new(form.clone(), Weighing::default())),
+        ("refit with one new report: after 256", full),
+    ] {
+        criterion.bench_function(name, |bencher| {
+            let copies = || (refit.clone(), one_more.clone());
+            let learn = |(mut refit, report): (Refit, Observation)| {
+                refit.add(report).expect("it is a report");
+                refit.form(one_more.at_s)
+            };
+            bencher.iter_batched(copies, learn, BatchSize::SmallInput);
         });
-        writeln!(
-            out,
-            "refit with one more ({what}): {:.1} us least, {:.1} us median (copying the old ones included)",
-            least * 1e6,
-            median * 1e6
-        )?;
     }
-    Ok(())
 }
+
+criterion_group!(benches, predictions, refits);
+criterion_main!(benches);

@@ -62,7 +62,7 @@ impl Terms {
 }
 
 /// A place on the token axis from which on tokens cost more. With v = max(0, x - over) and u = max(0, x + y - over) it
-/// adds tin v + step (u - v) + context (u^2 - v^2) / 2.
+/// adds tin v + step (u - v) + context (u^2 - v^2) / 2 + tout max(0, y - over).
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 pub struct Knot {
     /// Tokens.
@@ -73,6 +73,9 @@ pub struct Knot {
     pub step: f64,
     /// Extra cost of a step for every token that its context is longer than `over`. Wire name `context_over_N`.
     pub context: f64,
+    /// Extra cost of every output token after the first `over` (a device that has been at work for long clocks down). Wire
+    /// name `tout_over_N`.
+    pub tout: f64,
 }
 
 impl Knot {
@@ -82,14 +85,14 @@ impl Knot {
     pub fn at_point(&self, x: f64, y: f64) -> f64 {
         let over = f64::from(self.over);
         let (v, u) = ((x - over).max(0.0), (x + y - over).max(0.0));
-        self.tin * v + (u - v) * (self.step + 0.5 * self.context * (u + v))
+        self.tin * v + (u - v) * (self.step + 0.5 * self.context * (u + v)) + self.tout * (y - over).max(0.0)
     }
 }
 
 /// A cost per request: the larger of terms with knots and, where there are any, `floor_terms`.
 ///
-/// With non-negative coefficients it rises with x and y, and for a given x it is convex in y. Between the lines x = over
-/// and x + y = over of its knots, terms and knots together are one quadratic.
+/// With non-negative coefficients it rises with x and y, and for a given x it is convex in y. Between the lines x = over,
+/// x + y = over and y = over of its knots, terms and knots together are one quadratic.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(try_from = "CostWire", into = "CostWire")]
 pub struct Cost {
@@ -141,7 +144,7 @@ impl Cost {
         let mut named: BTreeMap<_, _> =
             TERM_NAMES.iter().map(|name| (*name).to_owned()).zip(self.terms.as_array()).collect();
         for knot in &self.knots {
-            let parts = [("tin", knot.tin), ("step", knot.step), ("context", knot.context)];
+            let parts = [("tin", knot.tin), ("step", knot.step), ("context", knot.context), ("tout", knot.tout)];
             named.extend(
                 parts.iter().filter(|(_, c)| *c != 0.0).map(|(kind, c)| (format!("{kind}_over_{}", knot.over), *c)),
             );
@@ -154,7 +157,7 @@ impl Cost {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "unknown term `{0}`: the terms are const, tin, tin2, tout, tin_tout, tout2, and tin_over_N, step_over_N, \
-     context_over_N for a number of tokens N"
+     context_over_N, tout_over_N for a number of tokens N"
 )]
 pub struct UnknownTerm(pub String);
 
@@ -188,6 +191,7 @@ impl TryFrom<CostWire> for Cost {
                 Some(("tin", over)) => cost.knot_mut(over).tin = value,
                 Some(("step", over)) => cost.knot_mut(over).step = value,
                 Some(("context", over)) => cost.knot_mut(over).context = value,
+                Some(("tout", over)) => cost.knot_mut(over).tout = value,
                 _ => return Err(UnknownTerm(name)),
             }
         }
@@ -233,7 +237,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_knot_is_the_integral_of_its_steps(over in 0u32..60, x in 0u32..50, y in 0u32..50) {
-            let knot = Knot { over, tin: 0.7, step: 2.0, context: 0.25 };
+            let knot = Knot { over, tin: 0.7, step: 2.0, context: 0.25, tout: 0.0 };
             // Steps a hundredth of a token wide, at their middle.
             let steps: f64 = (0..y * 100).map(|i| {
                 let beyond = f64::from(x) + (f64::from(i) + 0.5) / 100.0 - f64::from(over);

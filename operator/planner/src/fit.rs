@@ -7,6 +7,7 @@ mod column;
 mod family;
 mod form;
 mod interval;
+mod joint;
 mod nnls;
 mod paper;
 mod robust;
@@ -47,8 +48,8 @@ pub struct Options {
     pub train_max_tokens: Option<f64>,
     /// Chooses the folds of the cross-validation.
     pub seed: u64,
-    /// Idle and largest draw of the device in watts: samples whose energy over run time lies outside are flagged and kept
-    /// out of the fit.
+    /// Idle and largest draw of the device in watts, positive: samples whose energy over run time lies outside are flagged and
+    /// kept out of the fit, and the `auto` form's energy over run time lies within, for every request.
     pub power: Option<(f64, f64)>,
 }
 
@@ -220,12 +221,20 @@ fn fit_group(
     });
     let telling: Vec<&Rows> = rows.iter().filter(|rows| rows.cell_count() > 1).collect();
     let family = (options.form == FormKind::Auto && !telling.is_empty()).then(|| auto::choose(&telling));
+    let apart = [0, 1]
+        .map(|i| family.filter(|_| rows[i].cell_count() > 1).map(|family| auto::fit(&rows[i], family, options.seed)));
+    let mut fits = match (options.power, family, apart) {
+        (Some(power), Some(family), [Some(energy), Some(runtime)]) => {
+            joint::fit([&rows[0], &rows[1]], [energy, runtime], family, options.seed, power).map(Some)
+        }
+        (_, _, apart) => apart,
+    };
     let [energy, runtime] = [0, 1].map(|i| {
         let (name, of) = of[i];
         if rows[i].len() == 0 {
             return None;
         }
-        let fitted = match quantity(&rows[i], family, options.seed) {
+        let fitted = match quantity(&rows[i], family.zip(fits[i].take()), options.seed) {
             Ok(fitted) => fitted,
             Err(refusal) => {
                 notes.push(format!("{name}: {refusal}"));
@@ -268,15 +277,14 @@ struct FittedQuantity {
     flagged: Vec<bool>,
 }
 
-/// Fits one quantity, with the paper's form where no family is given.
-fn quantity(rows: &Rows, family: Option<family::Family>, seed: u64) -> Result<FittedQuantity, Refusal> {
+/// What there is to say of one quantity: as it was fitted, else by the paper's form.
+fn quantity(rows: &Rows, fitted: Option<(family::Family, auto::Fitted)>, seed: u64) -> Result<FittedQuantity, Refusal> {
     if rows.cell_count() < 2 {
         let point = rows.points[0];
         return Err(Refusal::OnePoint { rows: rows.len(), tau_in: point.x, tau_out: point.y });
     }
-    let (form, errors, name, flagged, held_out, tests) = match family {
-        Some(family) => {
-            let fitted = auto::fit(rows, family, seed);
+    let (form, errors, name, flagged, held_out, tests) = match fitted {
+        Some((family, fitted)) => {
             let errors = fitted.form.named_errors(&fitted.standard_errors);
             (fitted.form, errors, family.to_string(), fitted.flagged, fitted.held_out, None)
         }

@@ -171,7 +171,7 @@ async fn run(arguments: Arguments) -> Result<()> {
         }
         leads.store(true, Ordering::Relaxed);
         let releaser = tokio::spawn(orphans::keep_releasing(context.clone(), deletions));
-        let learner = tokio::spawn(keep::keep_learning(context.clone(), lessons));
+        let learner = tokio::spawn(keep::keep_learning(context.clone(), profile_caches.runs.clone(), lessons));
         let measuring = Arc::new(ProfileContext { shared: context.clone(), caches: profile_caches });
         let campaigns = profile_run::run(profiles, measuring, until_stop()).for_each(|()| std::future::ready(()));
         let reconciles = controller::run(controller, context, until_stop()).for_each(|()| std::future::ready(()));

@@ -52,6 +52,9 @@ fn nothing() -> Measured {
         cpu_mean_millis: None,
         cpu_peak_millis: None,
         memory_peak_bytes: None,
+        gpu_mean_millis: None,
+        gpu_peak_millis: None,
+        gpu_memory_peak_bytes: None,
     }
 }
 
@@ -115,6 +118,12 @@ fn add_report(sum: &mut Measured, report: &Report) {
     );
     sum.cpu_peak_millis = sum.cpu_peak_millis.max(report.utilisation.cpu_peak_millis.map(signed));
     sum.memory_peak_bytes = sum.memory_peak_bytes.max(report.utilisation.memory_peak_bytes.map(signed));
+    sum.gpu_mean_millis = weighted(
+        (sum.attempts > 0).then_some((sum.gpu_mean_millis, sum.window_milliseconds)),
+        (report.utilisation.gpu_mean_millis.map(signed), window),
+    );
+    sum.gpu_peak_millis = sum.gpu_peak_millis.max(report.utilisation.gpu_peak_millis.map(signed));
+    sum.gpu_memory_peak_bytes = sum.gpu_memory_peak_bytes.max(report.utilisation.gpu_memory_peak_bytes.map(signed));
     sum.window_milliseconds = sum.window_milliseconds.saturating_add(window);
     sum.runtime_milliseconds = sum.runtime_milliseconds.saturating_add(signed(report.milliseconds.total));
     sum.tokens_in = sum.tokens_in.saturating_add(signed(report.tokens_in));
@@ -247,6 +256,27 @@ mod tests {
         assert_eq!(sum.energy_summary, "41.2 J (Modelled)");
         assert_eq!(sum.joules_per_output_token.as_deref(), Some("0.0412"));
         assert_eq!(sum.cpu_mean_millis, Some(1500));
+    }
+
+    #[test]
+    fn use_of_gpus_is_averaged_over_the_windows() {
+        let with = |mean, peak, memory| {
+            let mut report = samples::report();
+            let used = &mut report.utilisation;
+            (used.gpu_mean_millis, used.gpu_peak_millis, used.gpu_memory_peak_bytes) = (mean, Some(peak), Some(memory));
+            report
+        };
+        let sum = add(Some(&add(None, Some(&with(Some(900), 950, 7)))), Some(&with(Some(500), 990, 5)));
+        assert_eq!(
+            (sum.gpu_mean_millis, sum.gpu_peak_millis, sum.gpu_memory_peak_bytes),
+            (Some(700), Some(990), Some(7))
+        );
+        let sum = add(Some(&sum), Some(&with(None, 10, 1)));
+        assert_eq!(
+            (sum.gpu_mean_millis, sum.gpu_peak_millis),
+            (None, Some(990)),
+            "the mean of an attempt is not known"
+        );
     }
 
     #[test]

@@ -4,11 +4,13 @@
 use crate::controller::Context;
 use crate::controller::apply::{Class, class};
 use crate::energy_model::learn::{Learned, learn};
+use crate::energy_model::remeasure;
 use joulecast_crds::learning::FinishedRun;
 use joulecast_crds::names::FIELD_MANAGER;
-use joulecast_crds::{EnergyModel, InferenceJob};
+use joulecast_crds::{EnergyModel, InferenceJob, ProfileRun};
 use kube::api::{Patch, PatchParams};
 use kube::runtime::events::{Event, EventType};
+use kube::runtime::reflector::Store;
 use kube::{Api, Resource};
 use serde_json::json;
 use std::sync::Arc;
@@ -20,13 +22,13 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// When is tried again what could not be written.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Keeps for ever, woken by `changes`.
-pub async fn keep_learning(context: Arc<Context>, changes: Arc<Notify>) {
-    if !context.caches.ready().await {
+/// Keeps for ever, woken by `changes`; `runs` are the ProfileRuns, once they were listed.
+pub async fn keep_learning(context: Arc<Context>, runs: Store<ProfileRun>, changes: Arc<Notify>) {
+    if !context.caches.ready().await || runs.wait_until_ready().await.is_err() {
         return;
     }
     loop {
-        let written = pass(&context).await;
+        let written = pass(&context).await & remeasure::pass(&context, &runs).await;
         tokio::time::sleep(PAUSE).await;
         if written {
             changes.notified().await;

@@ -112,6 +112,20 @@ impl Cgroups {
         ["", "burstable", "besteffort"].into_iter().map(path).find(|dir| dir.is_dir())
     }
 
+    /// Memory that a pod uses now, page cache included, in bytes; `None` where its cgroup does not tell it.
+    #[must_use]
+    pub fn memory_bytes(&self, uid: &str) -> Option<u64> {
+        let pod = self.pod(uid)?;
+        let file = if self.unified {
+            pod.join("memory.current")
+        } else {
+            // A hierarchy of its own beside the one of CPU time, with the same cgroups.
+            let memory = self.tree.parent()?.join("memory");
+            memory.join(pod.strip_prefix(&self.tree).ok()?).join("memory.usage_in_bytes")
+        };
+        fs::read_to_string(file).ok()?.trim().parse().ok()
+    }
+
     /// Reads. `holders` are cgroups by pod UID. `None` if the node's own CPU time cannot be read.
     pub fn sample(&mut self, holders: &BTreeMap<String, PathBuf>) -> Option<CpuTimes> {
         let kubepods = self.kubepods().map(|(dir, _)| dir);

@@ -27,7 +27,7 @@ pub mod units;
 
 pub use choice::{Choice, Wanted};
 pub use host::Host;
-pub use meter::{Meter, Source, Totals};
+pub use meter::{GpuUse, Meter, Source, Totals};
 pub use recorder::{Recorder, Recording, SoFar};
 pub use sampler::{Clock, Sampler};
 pub use units::{Microjoules, Milliwatts};

@@ -1,6 +1,7 @@
 //! What a meter is: something that, asked at a moment, says how much energy has been used since it was opened.
 
 use crate::units::Microjoules;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -26,6 +27,20 @@ pub struct Totals {
     pub domains: BTreeMap<String, Microjoules>,
 }
 
+/// Use of the GPUs of a window; what was not read is absent. Of several GPUs the mean and the sum of memory.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GpuUse {
+    /// Mean utilisation in thousandths: the part of the time in which a kernel ran, however many of the GPU's units it used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mean_millis: Option<u64>,
+    /// Highest utilisation that was read.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peak_millis: Option<u64>,
+    /// Highest memory in use that was read, in bytes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory_peak_bytes: Option<u64>,
+}
+
 /// An energy meter.
 pub trait Meter: Send {
     /// Where its figures come from.
@@ -39,6 +54,10 @@ pub trait Meter: Send {
     /// Why the device that is metered is lost, if the meter knows that it is.
     fn device_lost(&self) -> Option<&str> {
         None
+    }
+    /// Use of the window's GPUs as of the last sample, if the meter knows of any.
+    fn gpu(&self) -> GpuUse {
+        GpuUse::default()
     }
     /// Reads for the last time, and may take its time to get a reading.
     fn finish(&mut self, now: Duration) -> Totals {

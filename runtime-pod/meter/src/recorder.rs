@@ -3,7 +3,7 @@
 use crate::choice::Choice;
 use crate::cpu_time::CpuTime;
 use crate::host::Host;
-use crate::meter::{Meter, Source, Totals};
+use crate::meter::{GpuUse, Meter, Source, Totals};
 use crate::units::{Microjoules, Milliwatts};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -49,6 +49,8 @@ pub struct Recording {
     pub cpu_peak_millis: Option<u64>,
     /// Highest resident memory of the process in bytes, since it started.
     pub memory_peak_bytes: Option<u64>,
+    /// Use of the slot's GPUs, where it has some.
+    pub gpu: GpuUse,
 }
 
 /// Totals of a window that goes on. What was not read is absent.
@@ -154,6 +156,7 @@ impl Recorder {
             notes.push("idle power before the run was higher than power during it: net is 0".to_owned());
         }
         let used = self.cpu_first.zip(self.cpu.read()).map(|(first, used)| used.saturating_sub(first));
+        let cpu_mean_millis = used.and_then(|used| use_millis(used, length));
         Recording {
             source: if gross.is_some() { self.meter.source() } else { Source::Unavailable },
             meter: self.meter.describe(),
@@ -163,9 +166,11 @@ impl Recorder {
             net,
             domains,
             notes,
-            cpu_mean_millis: used.and_then(|used| use_millis(used, length)),
-            cpu_peak_millis: self.cpu_peak_millis,
+            cpu_mean_millis,
+            // A short window's last piece, too short for a peak of its own, may lift the mean above all others.
+            cpu_peak_millis: self.cpu_peak_millis.max(cpu_mean_millis),
             memory_peak_bytes: self.host.memory_peak_bytes(),
+            gpu: self.meter.gpu(),
         }
     }
 }
@@ -234,6 +239,18 @@ mod tests {
         assert_eq!(recording.cpu_peak_millis, Some(2000), "the 1 ms interval does not count");
         assert_eq!(recording.memory_peak_bytes, Some(10 * 1024));
         assert_eq!(recording.notes, ["chosen"]);
+    }
+
+    #[test]
+    fn no_peak_is_below_the_mean() {
+        let fake = FakeHost::new(&[("/proc/self/stat", &stat(100))]);
+        let choice = Choice { meter: Box::new(FakeMeter(vec![None, None, None])), idle: None, notes: Vec::new() };
+        let mut recorder = Recorder::begin(choice, &fake.host(), ms(1000));
+        fake.set("/proc/self/stat", &stat(101));
+        recorder.tick(ms(1100));
+        fake.set("/proc/self/stat", &stat(103));
+        let recording = recorder.finish(ms(1101));
+        assert_eq!((recording.cpu_mean_millis, recording.cpu_peak_millis), (Some(297), Some(297)));
     }
 
     #[test]

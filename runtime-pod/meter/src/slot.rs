@@ -4,6 +4,7 @@
 //! a request names no pod, and can name no other pod's windows. docs/metering.md describes it with an example; why it is
 //! not gRPC stands in the decision records.
 
+use crate::meter::GpuUse;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -98,6 +99,9 @@ pub struct WindowEnergy {
     /// What a reader must know.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub notes: Vec<String>,
+    /// Use of the pod's GPUs in the window; absent for a pod without a whole GPU, and until they were read once.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu: Option<GpuUse>,
     /// Why the pod's GPU is of no use any more, if so: it is lost, or told of an error that it does not recover from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub device_lost: Option<String>,

@@ -43,11 +43,22 @@ pub(crate) struct BenchArgs {
     /// Type of the weights in memory [default: that of the files].
     #[arg(long, value_enum)]
     dtype: Option<Dtype>,
+    /// Fail (exit code 1) after the report when decoding reaches less than this share of the machine's limit, such as 0.4; the
+    /// median over the repetitions counts.
+    #[arg(long, value_name = "SHARE", value_parser = share)]
+    least_decode_share: Option<f64>,
     /// Form of the report on stdout.
     #[arg(long, value_enum, default_value_t = OutputFormat::Text)]
     output: OutputFormat,
     #[command(flatten)]
     metering: MeterArgs,
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(share) if share > 0.0 && share.is_finite() => Ok(share),
+        _ => Err(format!("{text:?} is not a number above 0")),
+    }
 }
 
 #[derive(Debug, Args)]
@@ -87,7 +98,7 @@ impl EnergyCounter for Counter {
     }
 }
 
-/// Measures; the exit code is [`exit::DONE`].
+/// Measures; the exit code is [`exit::DONE`], or [`exit::FAILED`] where decoding falls short of the share that was asked for.
 pub(crate) fn bench(args: BenchArgs) -> anyhow::Result<u8> {
     let started = Instant::now();
     // Idle power is no part of this report.
@@ -111,6 +122,16 @@ pub(crate) fn bench(args: BenchArgs) -> anyhow::Result<u8> {
     match args.output {
         OutputFormat::Json => writeln!(stdout, "{:#}", serde_json::to_value(&report).context("report as JSON")?)?,
         OutputFormat::Text => write!(stdout, "{report}")?,
+    }
+    let Some(least) = args.least_decode_share else { return Ok(exit::DONE) };
+    let reached = report.decode.share_of_limit.context(
+        "--least-decode-share: this engine does not tell what it computes, so that there is no limit to compare with",
+    )?;
+    if reached.median < least {
+        let percent = |share: f64| format!("{:.1} %", share * 100.0);
+        let (reached, least) = (percent(reached.median), percent(least));
+        tracing::error!("decoding reaches {reached} of the limit, less than the {least} of --least-decode-share");
+        return Ok(exit::FAILED);
     }
     Ok(exit::DONE)
 }

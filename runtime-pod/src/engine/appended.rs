@@ -7,7 +7,7 @@
 mod cache;
 mod description;
 
-use super::rows::Rows;
+use super::rows::{Exchange, Rows};
 use super::slots::Slots;
 use super::{Engine, EngineError, EngineInfo, EngineName, LoadOptions, Provider, SlotToken, size};
 pub(super) use cache::Layout;
@@ -183,48 +183,28 @@ impl<G: Graph> Appended<G> {
         self.append(&[(row, begin)], tokens.len())
     }
 
-    /// Puts the sequences of `batch` into the first rows, in any order.
-    fn gather(&mut self, batch: &[SlotToken]) -> Result<(), String> {
-        let wanted = |slot: usize| batch.iter().any(|b| b.slot == slot);
-        let mut hole = 0;
-        for b in batch {
-            let row = self.rows.of(b.slot);
-            if row < batch.len() {
-                continue;
-            }
-            // As many rows in front hold none of the batch as the batch has rows behind.
-            while self.rows.slot_in(hole).is_some_and(wanted) {
-                hole += 1;
-            }
-            let length = |slot: Option<usize>| slot.map_or(0, |slot| self.slots.length(slot));
-            let positions = length(Some(b.slot)).max(length(self.rows.slot_in(hole)));
-            for buffer in &mut self.buffers {
-                self.layout.swap(self.graph.values(buffer, &self.layout)?, hole, row, positions);
-            }
-            self.rows.swap(hole, row);
-        }
-        Ok(())
-    }
-
     fn step(&mut self, batch: &[SlotToken], logits: &mut [f32]) -> Result<(), String> {
         for b in batch {
             self.rows.claim(b.slot);
         }
-        self.gather(batch)?;
+        for Exchange { front, back, positions } in self.rows.gather(batch, &self.slots) {
+            for buffer in &mut self.buffers {
+                self.layout.swap(self.graph.values(buffer, &self.layout)?, front, back, positions);
+            }
+        }
         let longest = batch.iter().map(|b| self.slots.length(b.slot)).max().unwrap_or(0);
         self.reserve(longest + 1)?;
-        let mut order: Vec<(usize, usize)> = batch.iter().enumerate().map(|(i, b)| (self.rows.of(b.slot), i)).collect();
-        order.sort_unstable();
-        let lengths: Vec<i64> = order.iter().map(|&(_, i)| self.slots.length(batch[i].slot) as i64).collect();
+        let order = self.rows.order(batch);
+        let lengths: Vec<i64> = order.iter().map(|&i| self.slots.length(batch[i].slot) as i64).collect();
         self.ids.clear();
-        self.ids.extend(order.iter().map(|&(_, i)| i64::from(batch[i].token)));
+        self.ids.extend(order.iter().map(|&i| i64::from(batch[i].token)));
         let out = &mut self.scratch[..logits.len()];
         self.graph.run(&self.layout, &mut self.buffers, &self.ids, &lengths, out, &mut self.news)?;
         let places: Vec<(usize, usize)> =
-            order.iter().map(|&(row, i)| (row, self.slots.length(batch[i].slot))).collect();
+            order.iter().enumerate().map(|(row, &i)| (row, self.slots.length(batch[i].slot))).collect();
         self.append(&places, 1)?;
         let vocab = self.info.vocab_size;
-        for (from, &(_, i)) in self.scratch.chunks_exact(vocab).zip(&order) {
+        for (from, &i) in self.scratch.chunks_exact(vocab).zip(&order) {
             logits[i * vocab..][..vocab].copy_from_slice(from);
         }
         Ok(())

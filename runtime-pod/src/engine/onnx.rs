@@ -11,7 +11,7 @@ mod session;
 
 use std::path::Path;
 
-use super::rows::Rows;
+use super::rows::{Exchange, Rows};
 use super::slots::Slots;
 use super::{Engine, EngineError, EngineInfo, EngineName, LoadOptions, Provider, SlotToken, size};
 use artifact::Artifact;
@@ -80,26 +80,6 @@ impl OnnxEngine {
             info,
         })
     }
-
-    /// Puts the sequences of `batch` into the first rows, in any order.
-    fn gather(&mut self, batch: &[SlotToken]) {
-        let wanted = |slot: usize| batch.iter().any(|b| b.slot == slot);
-        let mut hole = 0;
-        for b in batch {
-            let row = self.rows.of(b.slot);
-            if row < batch.len() {
-                continue;
-            }
-            // As many rows in front hold none of the batch as the batch has rows behind.
-            while self.rows.slot_in(hole).is_some_and(wanted) {
-                hole += 1;
-            }
-            let length = |slot: Option<usize>| slot.map_or(0, |slot| self.slots.length(slot));
-            let positions = length(Some(b.slot)).max(length(self.rows.slot_in(hole)));
-            self.cache.swap(hole, row, positions);
-            self.rows.swap(hole, row);
-        }
-    }
 }
 
 impl Engine for OnnxEngine {
@@ -128,18 +108,19 @@ impl Engine for OnnxEngine {
         for b in batch {
             self.rows.claim(b.slot);
         }
-        self.gather(batch);
-        let mut order: Vec<(usize, usize)> = batch.iter().enumerate().map(|(i, b)| (self.rows.of(b.slot), i)).collect();
-        order.sort_unstable();
-        let tokens: Vec<u32> = order.iter().map(|&(_, i)| batch[i].token).collect();
-        let lengths: Vec<usize> = order.iter().map(|&(_, i)| self.slots.length(batch[i].slot)).collect();
-        if order.iter().enumerate().all(|(at, &(_, i))| at == i) {
+        for Exchange { front, back, positions } in self.rows.gather(batch, &self.slots) {
+            self.cache.swap(front, back, positions);
+        }
+        let order = self.rows.order(batch);
+        let tokens: Vec<u32> = order.iter().map(|&i| batch[i].token).collect();
+        let lengths: Vec<usize> = order.iter().map(|&i| self.slots.length(batch[i].slot)).collect();
+        if order.is_sorted() {
             self.session.run(&mut self.cache, 0, &tokens, &lengths, logits)?;
         } else {
             let vocab = self.info.vocab_size;
             let out = &mut self.scratch[..logits.len()];
             self.session.run(&mut self.cache, 0, &tokens, &lengths, out)?;
-            for (from, &(_, i)) in out.chunks_exact(vocab).zip(&order) {
+            for (from, &i) in out.chunks_exact(vocab).zip(&order) {
                 logits[i * vocab..][..vocab].copy_from_slice(from);
             }
         }

@@ -229,12 +229,15 @@ fn scaled(cost: &Cost, (rx, ry): (f64, f64)) -> Cost {
     let mut scaled =
         Cost { terms: of_terms(&cost.terms), knots: vec![], floor_terms: cost.floor_terms.as_ref().map(of_terms) };
     for knot in &cost.knots {
-        let place = (f64::from(knot.over) / rc).round().clamp(0.0, f64::from(u32::MAX)) as u32;
-        let Knot { over: _, tin, step, context } = *knot;
-        let moved = scaled.knot_mut(place);
+        let Knot { over, tin, step, context, tout } = *knot;
+        let place = |ratio: f64| (f64::from(over) / ratio).round().clamp(0.0, f64::from(u32::MAX)) as u32;
+        let moved = scaled.knot_mut(place(rc));
         moved.tin += tin * rx;
         moved.step += step * ry;
         moved.context += context * ry * rc;
+        if tout != 0.0 {
+            scaled.knot_mut(place(ry)).tout += tout * ry;
+        }
     }
     scaled
 }
@@ -265,7 +268,7 @@ mod tests {
         #[test]
         fn a_knot_scales_with_equal_ratios(x in 1u32..500, y in 1u32..500, r in 0.5..2.0f64) {
             let mut cost = Cost::default();
-            *cost.knot_mut(1_000_000) = Knot { over: 1_000_000, tin: 0.3, step: 2.0, context: 1e-3 };
+            *cost.knot_mut(1_000_000) = Knot { over: 1_000_000, tin: 0.3, step: 2.0, context: 1e-3, tout: 0.1 };
             let scale = 10_000.0;
             let (x, y) = (f64::from(x) * scale, f64::from(y) * scale);
             let (a, b) = (scaled(&cost, (r, r)).at_point(x, y), cost.at_point(x * r, y * r));

@@ -71,6 +71,7 @@ fn full(text: &str, times: usize, notes: usize, domains: usize) -> Report {
             cpu_peak_millis: Some(u64::MAX),
             memory_peak_bytes: Some(u64::MAX),
             gpu_mean_millis: Some(u64::MAX),
+            gpu_peak_millis: Some(u64::MAX),
             gpu_memory_peak_bytes: Some(u64::MAX),
         },
         artifact_digest: Some(format!("files-sha256:{}", "f".repeat(64))),

@@ -175,6 +175,14 @@ def write_config(config, architecture, path):
     path.write_text(json.dumps(doc, indent=2, sort_keys=True) + "\n")
 
 
+def write_tokenizer(path):
+    """The words t0, t1, ... as tokens: every model here has the same vocabulary, and one file serves them all."""
+    model = {"type": "WordLevel", "vocab": {f"t{i}": i for i in range(VOCAB)}, "unk_token": "t0"}
+    doc = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None,
+           "pre_tokenizer": {"type": "WhitespaceSplit"}, "post_processor": None, "decoder": None, "model": model}
+    path.write_text(json.dumps(doc) + "\n")
+
+
 def save_weights(model, folder, shards):
     tensors = {k: v.detach().contiguous() for k, v in model.state_dict().items()}
     if model.config.tie_word_embeddings:
@@ -198,6 +206,7 @@ def save_weights(model, folder, shards):
 
 
 def tiny():
+    write_tokenizer(HERE / "tiny-llama" / "tokenizer.json")
     for name, spec in TINY.items():
         folder = HERE / name
         folder.mkdir(exist_ok=True)

@@ -1,7 +1,7 @@
 //! What of the service outlives a restart of the agent: ledger, counters and open windows, in one file on a file system
 //! that a reboot empties. The counters of the hardware went on meanwhile: the first step bridges the gap.
 
-use super::{JobKey, Metering, Window};
+use super::{JobKey, Jobs, Metering, Window};
 use crate::node_meter::Saved;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -54,7 +54,7 @@ impl Metering {
             meter: self.meter.save(),
             windows: self.windows.clone(),
             next: self.next,
-            jobs: self.job_of.clone(),
+            jobs: self.jobs.pods(),
         };
         let new = path.with_extension("new");
         std::fs::write(&new, serde_json::to_vec(&file)?)?;
@@ -86,7 +86,7 @@ impl Metering {
         }
         self.windows = windows;
         self.next = next;
-        self.job_of = jobs;
+        self.jobs = Jobs::resumed(jobs);
         Ok(self.windows.len())
     }
 }

@@ -1,11 +1,10 @@
-//! How busy GPUs are, by GPU, by the pod that holds one, and by job. There are at most as many series as GPUs and 500 jobs make.
+//! How busy GPUs are, by GPU and by the pod that holds one. There are at most as many series as GPUs make.
 
 use crate::node_meter::{Gpu, NodeMeter};
 use crate::service::Service;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric};
 use prometheus_client::metrics::MetricType;
-use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Unit;
 use std::fmt;
@@ -68,13 +67,6 @@ impl Collector for Load {
                     [("slot", slot.as_str()), ("namespace", holder.namespace.as_str()), ("pod", holder.name.as_str())];
                 ConstGauge::new(value).encode(family.encode_family(&labels)?)?;
             }
-        }
-        let help = "Time that a job's pods on this node held GPUs, each times its utilisation";
-        let mut family =
-            encoder.encode_descriptor("joulecast_job_gpu", help, Some(&Unit::Seconds), MetricType::Counter)?;
-        for ((namespace, job), seconds) in metering.gpu_seconds() {
-            let labels = [("namespace", namespace.as_str()), ("job", job.as_str())];
-            ConstCounter::new(*seconds).encode(family.encode_family(&labels)?)?;
         }
         Ok(())
     }

@@ -25,6 +25,8 @@ pub struct Gpu {
     comparison: Comparison,
     load: Option<Load>,
     asked_load: Option<Duration>,
+    /// Time since the reading of the load before, if the last step read it.
+    fresh: Option<Duration>,
     /// Busy time as far as it was told, in nanoseconds.
     busy_nanos: u64,
     lost: Option<String>,
@@ -39,6 +41,7 @@ impl Gpu {
             comparison: Comparison::default(),
             load: None,
             asked_load: None,
+            fresh: None,
             busy_nanos: 0,
             lost: None,
         }
@@ -75,6 +78,11 @@ impl Gpu {
         self.load
     }
 
+    /// Time since the reading of the load before, if the last step read it anew.
+    pub(super) fn fresh(&self) -> Option<Duration> {
+        self.fresh
+    }
+
     /// Utilisation from 0 to 1 when it was last asked; absent in MIG mode.
     #[must_use]
     pub fn busy_ratio(&self) -> Option<f64> {
@@ -102,6 +110,7 @@ impl Gpu {
 
     /// The counter in microjoules; power and load are asked for on the way.
     pub(super) fn read(&mut self, now: Duration) -> Result<u64, String> {
+        self.fresh = None;
         let energy = self.board.energy().map_err(|missing| match missing {
             Missing::Lost(why) => {
                 self.lost = Some(why.clone());
@@ -119,6 +128,7 @@ impl Gpu {
         if due(self.asked_load, now, LOAD_EVERY) {
             let since = self.asked_load.replace(now).map_or(Duration::ZERO, |then| now.saturating_sub(then));
             self.load = self.board.load().ok();
+            self.fresh = self.load.map(|_| since);
             let percent = self.load.and_then(|load| load.busy_percent).unwrap_or(0);
             let nanos = u64::try_from(since.as_nanos()).unwrap_or(0) / 100;
             self.busy_nanos += nanos * u64::from(percent);

@@ -2,9 +2,11 @@
 
 use crate::fake_gpus::{gpu, uuid};
 use crate::fake_kubelet::FakeKubelet;
+use joulecast_device_plugin::metering::MAX_WINDOWS;
 use joulecast_device_plugin::proto::deviceplugin as api;
 use joulecast_fake_nvml::{Gpu, STATE_FILE, State, Xid};
-use joulecast_meter::slot::{Answer, Request, WindowStatus};
+use joulecast_meter::GpuUse;
+use joulecast_meter::slot::{Answer, Refusal, Request, WindowStatus};
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -147,6 +149,8 @@ async fn a_pod_gets_a_gpu_is_metered_and_trouble_is_told() {
     // The fake counts whole milliseconds of 300 W: 0.3 J at each edge.
     let want = energy.length_microseconds * 300;
     assert!(energy.gross_microjoules.unwrap().abs_diff(want) <= 600_000, "{energy:?}");
+    let used = GpuUse { mean_millis: Some(500), peak_millis: Some(500), memory_peak_bytes: Some(1 << 30) };
+    assert_eq!(energy.gpu, Some(used));
 
     // The other GPU falls ill, then the first off the bus: the kubelet hears of both.
     change(agent.dir.path(), |state| state.xids.push(Xid { uuid: two.clone(), number: 48 }));
@@ -167,6 +171,9 @@ async fn a_pod_gets_a_gpu_is_metered_and_trouble_is_told() {
         format!("joulecast_pod_gpu_utilization_ratio{of_pod} 0.5"),
         format!("joulecast_pod_gpu_memory_used_bytes{of_pod} 1073741824.0"),
         format!("joulecast_pod_gpu_power_watts{of_pod} "),
+        "joulecast_job_energy_joules_total{namespace=\"team\",job=\"j\"} ".to_owned(),
+        "joulecast_job_cpu_seconds_total{namespace=\"team\",job=\"j\"} 0.0".to_owned(),
+        "joulecast_job_power_watts{namespace=\"team\",job=\"j\"} ".to_owned(),
     ] {
         assert!(page.contains(&series), "{series} is not in {page}");
     }
@@ -189,6 +196,73 @@ async fn a_pod_gets_a_gpu_is_metered_and_trouble_is_told() {
         assert!(!agent.path(gone).exists(), "{gone} is still there");
     }
     assert!(!agent.path(&format!("run/slots/{one}/meter.sock")).exists());
+}
+
+/// Highest resident memory of a process so far, in bytes.
+fn peak_of(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let value = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).unwrap().trim();
+    value.strip_suffix(" kB").unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[tokio::test]
+async fn ten_thousand_windows_of_one_pod_cost_no_memory_and_leave_the_other_pod_alone() {
+    const CONNECTIONS: usize = 100;
+    const EACH: usize = 101;
+    let (hostile, calm) = (uuid("GPU", 'a'), uuid("GPU", 'b'));
+    let dir = directory(vec![gpu('a', 0), gpu('b', 1)]);
+    let mut kubelet = FakeKubelet::start(&dir.path().join("kubelet"), "joulecast.dev/cuda");
+    let agent = Agent::start(dir, &["--cuda", "nodes", "--nvml-library", "{dir}/libnvidia-ml.so.1"]);
+    for _ in 0..2 {
+        kubelet.registered().await;
+    }
+    fs::create_dir_all(agent.path("cgroup/cpuacct/kubepods/poduid-2")).unwrap();
+    kubelet.hold(&hostile, "pod-1", "uid-1");
+    kubelet.hold(&calm, "pod-2", "uid-2");
+    let connect = async |slot: &str| {
+        let path = agent.path(&format!("run/slots/{slot}/meter.sock"));
+        BufReader::new(UnixStream::connect(path).await.unwrap())
+    };
+    let mut other = connect(&calm).await;
+    let opened = ask(&mut other, &Request::Open { job: None }).await;
+    let Answer::Opened { window: theirs, .. } = opened else { panic!("{opened:?}") };
+    let before = peak_of(agent.child.id());
+
+    // All at once, and nobody reads an answer until everything was asked.
+    let line = serde_json::to_string(&Request::Open { job: None }).unwrap() + "\n";
+    let mut streams = Vec::new();
+    for _ in 0..CONNECTIONS {
+        let mut stream = connect(&hostile).await;
+        stream.get_mut().write_all(line.repeat(EACH).as_bytes()).await.unwrap();
+        streams.push(stream);
+    }
+    for _ in 0..20 {
+        let began = std::time::Instant::now();
+        let answer = ask(&mut other, &Request::Mark { window: theirs }).await;
+        assert!(matches!(answer, Answer::Window(_)), "{answer:?}");
+        assert!(began.elapsed() < Duration::from_secs(1), "the other pod waited for {:?}", began.elapsed());
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    let (mut opened, mut refused) = (0, 0);
+    for stream in &mut streams {
+        for _ in 0..EACH {
+            let mut answer = String::new();
+            stream.read_line(&mut answer).await.unwrap();
+            match serde_json::from_str(&answer).unwrap() {
+                Answer::Opened { .. } => opened += 1,
+                Answer::Refused { reason: Refusal::TooMany, message } if message.contains("close some") => refused += 1,
+                answer => panic!("{answer:?}"),
+            }
+        }
+    }
+    assert_eq!((opened, refused), (MAX_WINDOWS, CONNECTIONS * EACH - MAX_WINDOWS));
+    // The other pod's window is not to be had through this slot, and still tells its owner everything.
+    let answer = ask(&mut streams[0], &Request::Close { window: theirs }).await;
+    assert!(matches!(answer, Answer::Refused { reason: Refusal::UnknownWindow, .. }), "{answer:?}");
+    let answer = ask(&mut other, &Request::Close { window: theirs }).await;
+    assert!(matches!(&answer, Answer::Window(energy) if energy.status == WindowStatus::Complete), "{answer:?}");
+    let grew = peak_of(agent.child.id()) - before;
+    assert!(grew < 4 << 20, "{grew} bytes more than before");
 }
 
 #[tokio::test]

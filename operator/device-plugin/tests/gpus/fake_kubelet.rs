@@ -82,10 +82,14 @@ impl FakeKubelet {
 
     /// A pod holds a device.
     pub(crate) fn hold(&self, device: &str, pod: &str, uid: &str) {
-        let entry = json!({"PodUID": uid, "ContainerName": "runtime", "ResourceName": self.resource,
-            "DeviceIDs": {"-1": [device]}, "AllocResp": ""});
-        let text = json!({"Data": {"PodDeviceEntries": [entry], "RegisteredDevices": {}}, "Checksum": 0});
+        let mut held = self.held.lock().unwrap();
+        held.push((device.into(), pod.into(), uid.into()));
+        let entry = |(device, _, uid): &(String, String, String)| {
+            json!({"PodUID": uid, "ContainerName": "runtime", "ResourceName": self.resource,
+                "DeviceIDs": {"-1": [device]}, "AllocResp": ""})
+        };
+        let entries: Vec<_> = held.iter().map(entry).collect();
+        let text = json!({"Data": {"PodDeviceEntries": entries, "RegisteredDevices": {}}, "Checksum": 0});
         fs::write(self.directory.join("kubelet_internal_checkpoint"), text.to_string()).unwrap();
-        self.held.lock().unwrap().push((device.into(), pod.into(), uid.into()));
     }
 }

@@ -2,6 +2,7 @@
 
 use crate::fake_gpus::{FakeGpus, gpu, instance, uuid};
 use joulecast_device_plugin::metering::Metering;
+use joulecast_meter::GpuUse;
 use joulecast_meter::slot::{Answer, Refusal, Request, WindowStatus};
 use std::time::Duration;
 
@@ -20,9 +21,17 @@ fn a_gpu_is_its_holders_whole_with_idle_power_apart() {
     fake.change(|state| {
         state.gpus[0].course.push((at, 600));
         state.gpus[0].utilization_percent = 97;
+        state.gpus[0].memory_used_bytes = 60 << 30;
     });
-    fake.pass(&mut metering, 20_000);
+    fake.pass(&mut metering, 15_000);
+    fake.change(|state| {
+        state.gpus[0].utilization_percent = 37;
+        state.gpus[0].memory_used_bytes = 50 << 30;
+    });
+    fake.pass(&mut metering, 5000);
     let energy = fake.close(&mut metering, &slot, window);
+    let used = GpuUse { mean_millis: Some(820), peak_millis: Some(970), memory_peak_bytes: Some(60 << 30) };
+    assert_eq!(energy.gpu, Some(used));
     assert_eq!((energy.status, energy.gross_microjoules), (WindowStatus::Complete, Some(12_000_000_000)));
     assert_eq!(energy.idle_microjoules, Some(2_000_000_000));
     assert_eq!(energy.domain_microjoules, [("gpu-0".to_owned(), 12_000_000_000)].into());
@@ -53,8 +62,15 @@ fn counter_and_power_are_held_against_each_other_and_the_furthest_is_told() {
         metering.meter().gpus().map(|gpu| gpu.comparison().largest().expect("a whole minute")).collect();
     assert!((largest[0] - 0.02).abs() < 1e-3 && (largest[1] + 0.09).abs() < 1e-3, "{largest:?}");
     // A window of a few seconds tells nothing of it.
+    fake.change(|state| {
+        (state.gpus[0].utilization_percent, state.gpus[1].utilization_percent) = (90, 30);
+        (state.gpus[0].memory_used_bytes, state.gpus[1].memory_used_bytes) = (5, 8);
+    });
     let (window, ..) = fake.open(&mut metering, &one);
     fake.pass(&mut metering, 5000);
+    let Answer::Window(energy) = fake.ask(&mut metering, &one, Request::Mark { window }) else { panic!("no window") };
+    let both = GpuUse { mean_millis: Some(600), peak_millis: Some(600), memory_peak_bytes: Some(13) };
+    assert_eq!(energy.gpu, Some(both), "the mean of both, and the sum of their memory");
     assert!(fake.close(&mut metering, &one, window).notes.is_empty());
 }
 
@@ -80,6 +96,7 @@ fn instances_share_their_board_and_say_so() {
         assert_eq!(energy.gross_microjoules, Some(gross * 1_000_000), "{slot}");
         assert_eq!(energy.idle_microjoules, Some(idle * 1_000_000), "{slot}");
         assert!(energy.notes[0].contains("BoardShared"), "{:?}", energy.notes);
+        assert_eq!(energy.gpu, None, "what the board tells is not the instance's");
     }
 }
 
@@ -201,7 +218,9 @@ fn a_holder_of_a_cuda_slot_pays_its_share_of_the_processors_too() {
 #[test]
 fn a_restart_of_the_agent_loses_nothing_that_the_counter_kept() {
     let slot = uuid("GPU", 'a');
-    let mut fake = FakeGpus::new(vec![gpu('a', 0)]);
+    let mut busy = gpu('a', 0);
+    (busy.utilization_percent, busy.memory_used_bytes) = (80, 7);
+    let mut fake = FakeGpus::new(vec![busy]);
     let mut before = fake.metering(&[(&slot, "a")]);
     fake.pass(&mut before, 1000);
     let (window, ..) = fake.open(&mut before, &slot);
@@ -215,6 +234,9 @@ fn a_restart_of_the_agent_loses_nothing_that_the_counter_kept() {
     fake.hold(&mut after, &[(&slot, "a")]);
     let energy = fake.close(&mut after, &slot, window);
     assert_eq!((energy.status, energy.gross_microjoules), (WindowStatus::Complete, Some(3_500_000_000)));
+    // Five seconds of 35 were seen: too few for a mean.
+    let used = GpuUse { mean_millis: None, peak_millis: Some(800), memory_peak_bytes: Some(7) };
+    assert_eq!(energy.gpu, Some(used));
     assert!(energy.notes.is_empty(), "power was not told for 30 s: nothing to compare: {:?}", energy.notes);
 }
 

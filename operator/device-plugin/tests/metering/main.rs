@@ -3,5 +3,6 @@
 
 mod fake_node;
 mod hostile;
+mod sequences;
 mod sockets;
 mod windows;

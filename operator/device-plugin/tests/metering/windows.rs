@@ -3,6 +3,7 @@
 use crate::fake_node::FakeNode;
 use joulecast_device_plugin::metering::MAX_WINDOWS;
 use joulecast_device_plugin::metering::Metering;
+use joulecast_meter::Milliwatts;
 use joulecast_meter::slot::{Answer, Refusal, Request, WindowEnergy, WindowStatus};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -57,7 +58,13 @@ fn a_window_holds_what_its_pod_used_and_the_idle_energy_of_its_slot() {
     let (_, books) = metering.meter().ledger().books().next().unwrap();
     assert_eq!((books.moved, books.accounted()), (node.moved(0), node.moved(0)));
     let jobs = metering.jobs();
-    assert_eq!(jobs[&("team".into(), "j".into())].0, node.due(0));
+    let job = jobs[&("team".into(), "j".into())];
+    assert_eq!(job.gross.0, node.due(0));
+    // Half a second of CPU time was before the window; in the last second it used none, and paid for an idle slot.
+    assert_eq!((job.cpu, job.power), (Duration::from_millis(400), Some(Milliwatts(10_000))));
+    assert_eq!(job.memory_bytes, None, "this node's cgroups do not tell it");
+    node.write("cgroup/memory/kubepods/poduid-0/memory.usage_in_bytes", "4096\n");
+    assert_eq!(metering.jobs()[&("team".into(), "j".into())].memory_bytes, Some(4096));
 }
 
 #[test]

@@ -5,7 +5,7 @@ use super::column::{Base, Column};
 use super::family::{Extent, FAMILIES, Family};
 use super::form::Form;
 use super::nnls::Normal;
-use super::robust::{Candidate, Estimate, Start, crude};
+use super::robust::{Candidate, Estimate, Scale, Start, crude};
 use super::rows::Rows;
 
 /// A fitted form and its errors.
@@ -23,8 +23,9 @@ pub(crate) struct Fitted {
 /// Folds of the cross-validation.
 pub(crate) const FOLDS: usize = 10;
 /// Forms are chosen on at most about this many cells; coefficients are then fitted to all.
-const CHOOSE_ON: usize = 400;
-/// Below this number of cells, left-out errors are averaged over so many divisions into folds.
+pub(crate) const CHOOSE_ON: usize = 400;
+/// Up to this number of cells, left-out errors are averaged over so many divisions into folds, and families are compared
+/// without the terms that they do not need.
 const FEW_CELLS: usize = 120;
 const DIVISIONS: u64 = 4;
 /// A richer form must predict better by this factor.
@@ -34,7 +35,9 @@ const NEGLIGIBLE: f64 = 0.001;
 /// A term may go if the form does not get worse by more than this factor.
 const NO_WORSE: f64 = 1.005;
 /// An error counts as at most this, so that wrong samples do not choose the form.
-const LARGEST_ERROR: f64 = 0.5;
+const LARGEST_ERROR: f64 = 0.25;
+/// The cost of a request as such, where the fit has none, over the smallest prediction.
+pub(crate) const SMALLEST_CONSTANT: f64 = 1e-3;
 /// A sample is flagged when its error is beyond so many scales, and beyond the second figure.
 const FLAG_SCALES: f64 = 6.0;
 const FLAG_ERROR: f64 = 0.15;
@@ -64,13 +67,18 @@ pub(crate) fn fit(rows: &Rows, family: Family, seed: u64) -> Fitted {
 /// what an engine does with its cache shows in joules and seconds alike.
 pub(crate) fn choose(quantities: &[&Rows]) -> Family {
     let thin: Vec<Rows> = quantities.iter().map(|rows| rows.thinned(CHOOSE_ON)).collect();
-    let starts: Vec<(Extent, Vec<f64>)> = thin.iter().map(|rows| (trusted_extent(rows), crude(rows))).collect();
+    let starts: Vec<(Extent, Starts)> = thin.iter().map(starts).collect();
     let mut best: Option<(f64, Family)> = None;
     for family in FAMILIES {
-        let scores = thin.iter().zip(&starts).map(|(rows, (extent, start))| {
-            let candidate = family.candidate(extent)?;
-            let matrix = candidate.matrix(&rows.points);
-            let estimate = fit_candidate(&candidate, rows, &matrix, start);
+        let scores = thin.iter().zip(&starts).map(|(rows, (extent, starts))| {
+            let mut candidate = family.candidate(extent)?;
+            let mut matrix = candidate.matrix(&rows.points);
+            let mut estimate = fit_candidate(&candidate, rows, &matrix, starts);
+            if rows.cell_count() <= FEW_CELLS {
+                // A family of many terms is none the worse for those that will be dropped.
+                (candidate, estimate) = drop_terms(candidate.reduced_to(&estimate.coefficients), estimate, rows);
+                matrix = candidate.matrix(&rows.points);
+            }
             Some((score(&candidate, rows, &matrix, &estimate) + NEGLIGIBLE).ln())
         });
         let Some(total) = scores.sum::<Option<f64>>() else { continue };
@@ -82,36 +90,48 @@ pub(crate) fn choose(quantities: &[&Rows]) -> Family {
     best.map_or(Family::Linear, |(_, family)| family)
 }
 
-/// How far the samples reach that are not plainly wrong: a mistyped token count must not place the knots.
-fn trusted_extent(rows: &Rows) -> Extent {
+/// Predictions to start fits from.
+type Starts = Vec<Vec<f64>>;
+
+/// How far the samples reach that are not plainly wrong: a mistyped token count must not place the knots. And where to
+/// start: from a crude shape, and where cells are few, so that wrong samples may be many in one direction, from a simple
+/// fit as well.
+fn starts(rows: &Rows) -> (Extent, Starts) {
     let all = Extent::of(rows.points.iter().copied(), rows.cell_count());
+    let crude = crude(rows);
     let candidate = Family::Quadratic.candidate(&all).or_else(|| Family::Linear.candidate(&all));
-    let Some(candidate) = candidate else { return all };
+    let Some(candidate) = candidate else { return (all, vec![crude]) };
     let matrix = candidate.matrix(&rows.points);
-    let estimate = candidate.fit(rows, &matrix, Start::Crude(&crude(rows), 0.0));
+    let estimate = candidate.fit(rows, &matrix, Start::Crude(&crude, 0.0));
     let trusted = (0..rows.len()).filter(|&i| (rows.logs[i] - estimate.predictions.logs[i]).abs() < 1.0);
-    Extent::of(trusted.map(|i| rows.points[i]), rows.cell_count())
+    let extent = Extent::of(trusted.map(|i| rows.points[i]), rows.cell_count());
+    let mut starts = vec![crude];
+    if rows.cell_count() <= FEW_CELLS {
+        starts.push(estimate.predictions.values);
+    }
+    (extent, starts)
 }
 
-/// Fits a candidate from scratch; where it has a floor, from several guesses of what lies on it.
-fn fit_candidate(candidate: &Candidate, rows: &Rows, matrix: &[f64], start: &[f64]) -> Estimate {
+/// Fits a candidate from each start; where it has a floor, from several guesses of what lies on it.
+fn fit_candidate(candidate: &Candidate, rows: &Rows, matrix: &[f64], starts: &[Vec<f64>]) -> Estimate {
     let guesses: &[f64] = if candidate.floor.is_empty() { &[0.0] } else { &[0.25, 0.5, 0.75] };
-    let fits = guesses.iter().map(|share| {
-        let estimate = candidate.fit(rows, matrix, Start::Crude(start, *share));
+    let tried = starts.iter().flat_map(|start| guesses.iter().map(move |share| (start, *share)));
+    let fits = tried.map(|(start, share)| {
+        let estimate = candidate.fit(rows, matrix, Start::Crude(start, share));
         (mean_error(rows, |i| rows.logs[i] - estimate.predictions.logs[i]), estimate)
     });
     let best = fits.min_by(|a, b| a.0.total_cmp(&b.0));
-    best.expect("there is a guess").1
+    best.expect("there is a start and a guess").1
 }
 
 /// Fits a family, and drops the terms that cross-validation does not miss.
 fn fit_family(family: Family, rows: &Rows) -> (Candidate, Estimate) {
-    let extent = trusted_extent(rows);
+    let (extent, starts) = starts(rows);
     let candidate = family.candidate(&extent).or_else(|| Family::Linear.candidate(&extent));
     // At least two cells: `Linear` is possible.
     let candidate = candidate.unwrap_or_else(|| Candidate::new(vec![Base::Const.own(), Base::Tout.own()], vec![]));
     let matrix = candidate.matrix(&rows.points);
-    let estimate = fit_candidate(&candidate, rows, &matrix, &crude(rows));
+    let estimate = fit_candidate(&candidate, rows, &matrix, &starts);
     drop_terms(candidate.reduced_to(&estimate.coefficients), estimate, rows)
 }
 
@@ -198,8 +218,7 @@ fn leave_out(rows: &Rows, thin: &Rows, family: Family, seed: u64) -> Vec<f64> {
             (0..cells.len()).filter(|&i| folds[cells[i] as usize] as usize != fold).collect()
         };
         let training = thin.pick(&outside(&thin.cells));
-        let (candidate, estimate) = fit_family(family, &training);
-        let form = form_of(&candidate, &estimate);
+        let form = fit_form(family, &training);
         for i in (0..rows.len()).filter(|&i| folds[rows.cells[i] as usize] as usize == fold) {
             ratios[i] = form.at(rows.points[i]) / rows.values[i];
         }
@@ -207,9 +226,14 @@ fn leave_out(rows: &Rows, thin: &Rows, family: Family, seed: u64) -> Vec<f64> {
     ratios
 }
 
+/// The form of a family that the rows have, at least two cells of them.
+pub(crate) fn fit_form(family: Family, rows: &Rows) -> Form {
+    let (candidate, estimate) = fit_family(family, rows);
+    form_of(&candidate, &estimate)
+}
+
 /// The form of an estimate, with a cost per request that is never nothing: so it is positive everywhere.
 fn form_of(candidate: &Candidate, estimate: &Estimate) -> Form {
-    const SMALLEST_CONSTANT: f64 = 1e-3;
     let with = |columns: &[Column], coefficients: &[f64]| -> Vec<(Column, f64)> {
         columns.iter().copied().zip(coefficients.iter().copied()).filter(|(_, c)| *c > 0.0).collect()
     };
@@ -229,7 +253,7 @@ fn form_of(candidate: &Candidate, estimate: &Estimate) -> Form {
 
 fn finish(rows: &Rows, candidate: &Candidate, estimate: &Estimate, held_out: Option<Vec<f64>>) -> Fitted {
     let form = form_of(candidate, estimate);
-    let standard_errors = standard_errors(&form, rows, estimate);
+    let standard_errors = standard_errors(&form, rows, &estimate.scale);
     let flagged = (0..rows.len()).map(|i| {
         let prediction = form.at(rows.points[i]);
         let limit = (FLAG_SCALES * estimate.scale.at(prediction.ln())).max(FLAG_ERROR);
@@ -238,8 +262,15 @@ fn finish(rows: &Rows, candidate: &Candidate, estimate: &Estimate, held_out: Opt
     Fitted { flagged: flagged.collect(), standard_errors, form, held_out }
 }
 
+/// Standard errors of the main terms of a form that was not fitted to these rows alone.
+pub(crate) fn standard_errors_of(form: &Form, rows: &Rows) -> Vec<f64> {
+    let logs: Vec<f64> = rows.points.iter().map(|&point| form.at(point).ln()).collect();
+    let errors: Vec<f64> = rows.logs.iter().zip(&logs).map(|(value, log)| value - log).collect();
+    standard_errors(form, rows, &Scale::of(rows, &errors, &logs, form.main().len()))
+}
+
 /// Standard errors of the main terms, robust to errors that differ in size (the sandwich of White, Econometrica 1980).
-fn standard_errors(form: &Form, rows: &Rows, estimate: &Estimate) -> Vec<f64> {
+fn standard_errors(form: &Form, rows: &Rows, scale: &Scale) -> Vec<f64> {
     let n = form.main().len();
     let (mut bread, mut filling) = (Normal::new(n), Normal::new(n));
     let mut used = 0.0;
@@ -247,12 +278,12 @@ fn standard_errors(form: &Form, rows: &Rows, estimate: &Estimate) -> Vec<f64> {
         let prediction = form.at(point);
         let main: f64 = form.main().iter().map(|(column, c)| c * column.value(point)).sum();
         let error = (rows.values[i] / prediction).ln();
-        let deviation = estimate.scale.at(prediction.ln());
+        let deviation = scale.at(prediction.ln());
         if main < prediction * (1.0 - 1e-12) || error.abs() > FLAG_SCALES * deviation {
             continue;
         }
         let row: Vec<f64> = form.main().iter().map(|(column, _)| column.value(point) / prediction).collect();
-        let weight = rows.weights[i] * estimate.scale.base / deviation;
+        let weight = rows.weights[i] * scale.base / deviation;
         bread.add(&row, weight, 0.0);
         filling.add(&row, weight * weight * error * error, 0.0);
         used += 1.0;

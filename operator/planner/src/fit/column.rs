@@ -16,6 +16,7 @@ pub(crate) enum Base {
     TinOver(u32),
     StepOver(u32),
     ContextOver(u32),
+    ToutOver(u32),
 }
 
 /// How a term depends on the batch, where the batch is a variable of the fit.
@@ -27,6 +28,9 @@ pub(crate) enum Sharing {
     PerBatch,
     /// Only what goes beyond a batch of this size: max(0, 1 - size / batch) of it a request.
     BatchOver(u32),
+    /// One for the whole batch if it is larger than this: a batch of one multiplies matrices by vectors, several multiply
+    /// matrices, by other kernels.
+    PerBatchOver(u32),
 }
 
 /// A candidate term.
@@ -81,6 +85,8 @@ impl Base {
                 let (v, u) = beyond(over);
                 0.5 * (u - v) * (u + v)
             }
+            // How long a request has been at work does not depend on what else is in its batch.
+            Self::ToutOver(over) => (y - f64::from(over)).max(0.0),
         }
     }
 }
@@ -96,6 +102,13 @@ impl Column {
             Sharing::Own => 1.0,
             Sharing::PerBatch => 1.0 / batch,
             Sharing::BatchOver(size) => (1.0 - f64::from(size) / batch).max(0.0),
+            Sharing::PerBatchOver(size) => {
+                if batch > f64::from(size) {
+                    1.0 / batch
+                } else {
+                    0.0
+                }
+            }
         }
     }
 
@@ -119,6 +132,7 @@ impl Column {
             Base::TinOver(over) => cost.knot_mut(place(over, batch)).tin += c,
             Base::StepOver(over) => cost.knot_mut(place(over, batch)).step += c,
             Base::ContextOver(over) => cost.knot_mut(place(over, batch)).context += c,
+            Base::ToutOver(over) => cost.knot_mut(over).tout += c,
         }
     }
 
@@ -128,6 +142,7 @@ impl Column {
             Sharing::Own => base.to_owned(),
             Sharing::PerBatch => format!("{base}_per_batch"),
             Sharing::BatchOver(size) => format!("{base}_batch_over_{size}"),
+            Sharing::PerBatchOver(size) => format!("{base}_per_batch_over_{size}"),
         };
         match self.base {
             Base::Context => vec![(name("tin_tout"), 1.0), (name("tout2"), 0.5)],
@@ -139,6 +154,8 @@ impl Column {
     pub(crate) fn parse(name: &str) -> Option<Self> {
         let (base, sharing) = if let Some(base) = name.strip_suffix("_per_batch") {
             (base, Sharing::PerBatch)
+        } else if let Some((base, size)) = name.split_once("_per_batch_over_") {
+            (base, Sharing::PerBatchOver(size.parse().ok()?))
         } else if let Some((base, size)) = name.split_once("_batch_over_") {
             (base, Sharing::BatchOver(size.parse().ok()?))
         } else {
@@ -161,6 +178,7 @@ impl std::fmt::Display for Base {
             Self::TinOver(over) => write!(f, "tin_over_{over}"),
             Self::StepOver(over) => write!(f, "step_over_{over}"),
             Self::ContextOver(over) => write!(f, "context_over_{over}"),
+            Self::ToutOver(over) => write!(f, "tout_over_{over}"),
         }
     }
 }
@@ -177,6 +195,7 @@ impl Base {
             "tin" => Some(Self::TinOver(over)),
             "step" => Some(Self::StepOver(over)),
             "context" => Some(Self::ContextOver(over)),
+            "tout" => Some(Self::ToutOver(over)),
             _ => None,
         }
     }
@@ -188,8 +207,20 @@ mod tests {
 
     fn all() -> Vec<Column> {
         use Base::*;
-        let bases = [Const, Tin, Tin2, Tout, TinTout, Tout2, Context, TinOver(100), StepOver(100), ContextOver(100)];
-        let sharings = [Sharing::Own, Sharing::PerBatch, Sharing::BatchOver(3)];
+        let bases = [
+            Const,
+            Tin,
+            Tin2,
+            Tout,
+            TinTout,
+            Tout2,
+            Context,
+            TinOver(100),
+            StepOver(100),
+            ContextOver(100),
+            ToutOver(40),
+        ];
+        let sharings = [Sharing::Own, Sharing::PerBatch, Sharing::BatchOver(3), Sharing::PerBatchOver(2)];
         bases.iter().flat_map(|&base| sharings.map(|sharing| Column { base, sharing })).collect()
     }
 

@@ -10,7 +10,7 @@ pub(crate) enum Family {
     /// A cost per request, per token, and per token of context.
     Linear,
     /// With a KV cache: prefill linear and quadratic in x from the length on at which it fills the device, decode linear
-    /// in context.
+    /// in context, its steps dearer after a while, when the device has warmed up and clocks down.
     Cached,
     /// The six terms, free of each other.
     Quadratic,
@@ -32,6 +32,8 @@ pub(crate) struct Extent {
     input: f64,
     /// Longest context of all requests of a batch together.
     context: f64,
+    /// Longest output of one request.
+    output: f64,
     smallest_batch: f64,
     largest_batch: f64,
     cells: usize,
@@ -39,10 +41,12 @@ pub(crate) struct Extent {
 
 impl Extent {
     pub(crate) fn of(points: impl Iterator<Item = Point>, cells: usize) -> Self {
-        let none = Self { input: 0.0, context: 0.0, smallest_batch: f64::INFINITY, largest_batch: 1.0, cells };
+        let none =
+            Self { input: 0.0, context: 0.0, output: 0.0, smallest_batch: f64::INFINITY, largest_batch: 1.0, cells };
         points.fold(none, |e, p| Self {
             input: e.input.max(p.batch * p.x),
             context: e.context.max(p.batch * (p.x + p.y)),
+            output: e.output.max(p.y),
             smallest_batch: e.smallest_batch.min(p.batch),
             largest_batch: e.largest_batch.max(p.batch),
             cells,
@@ -74,12 +78,13 @@ const JUMPS: f64 = 0.25;
 impl Family {
     /// The family's candidate for samples of this extent; none where there are too few cells to choose its terms.
     pub(crate) fn candidate(self, extent: &Extent) -> Option<Candidate> {
-        use Base::{Const, Context, ContextOver, StepOver, Tin, Tin2, TinOver, TinTout, Tout, Tout2};
+        use Base::{Const, Context, ContextOver, StepOver, Tin, Tin2, TinOver, TinTout, Tout, Tout2, ToutOver};
         let (bases, least_cells): (Vec<Base>, usize) = match self {
             Self::Linear => (vec![Const, Tin, Tout, Context], 2),
             Self::Cached => {
                 let knots = octaves(16, extent.input / 4.0).into_iter().map(TinOver);
-                ([Const, Tin, Tin2, Tout, Context, TinTout].into_iter().chain(knots).collect(), 8)
+                let late = octaves(128, extent.output / 4.0).into_iter().map(ToutOver);
+                ([Const, Tin, Tin2, Tout, Context, TinTout].into_iter().chain(knots).chain(late).collect(), 8)
             }
             Self::Quadratic => (vec![Const, Tin, Tin2, Tout, TinTout, Tout2], 8),
             Self::Floor => (vec![Const, Tin, Tin2, Tout, TinTout, Tout2], 16),
@@ -98,6 +103,9 @@ impl Family {
             main.extend([Const, Tin, Tout, Context].map(Base::per_batch));
             let sizes = octaves(2, extent.largest_batch / 2.0);
             main.extend(sizes.into_iter().map(|size| Column { base: Tout, sharing: Sharing::BatchOver(size) }));
+            if extent.smallest_batch == 1.0 {
+                main.push(Column { base: Tout, sharing: Sharing::PerBatchOver(1) });
+            }
             if self == Self::Floor {
                 floor.extend([Const, Tout].map(Base::per_batch));
             }

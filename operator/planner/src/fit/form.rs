@@ -9,9 +9,10 @@ use std::collections::BTreeMap;
 ///
 /// Written, a form is a map from a term's name to its coefficient. Besides the terms of [`Cost`] there are, where the
 /// batch is a variable of the fit, those of one request's share: NAME_per_batch (NAME / batch: what the batch has in
-/// common, such as reading the weights once a step) and NAME_batch_over_B (NAME * max(0, 1 - B / batch): what begins when
-/// a batch of B fills the device). Knots (tin_over_N, step_over_N, context_over_N) then lie where all requests of the
-/// batch together have N tokens: at N / batch, rounded, for each.
+/// common, such as reading the weights once a step), NAME_per_batch_over_B (the same where the batch is larger than B:
+/// other kernels) and NAME_batch_over_B (NAME * max(0, 1 - B / batch): what begins when a batch of B fills the device).
+/// Knots (tin_over_N, step_over_N, context_over_N) then lie where all requests of the batch together have N tokens: at
+/// N / batch, rounded, for each; tout_over_N lies at N.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Form {
     main: Vec<(Column, f64)>,
@@ -40,6 +41,10 @@ impl Form {
 
     pub(crate) fn main(&self) -> &[(Column, f64)] {
         &self.main
+    }
+
+    pub(crate) fn floor(&self) -> &[(Column, f64)] {
+        &self.floor
     }
 
     pub(crate) fn at(&self, point: Point) -> f64 {

@@ -197,6 +197,35 @@ fn an_impossible_draw_is_flagged() {
 }
 
 #[test]
+fn known_draws_hold_energy_and_run_time_together_everywhere() {
+    // A device that draws 100 W in prefill and 300 W in decode, measured with 5 % noise each.
+    let mut all = samples(&grid(&SIDES), cached, 0.05);
+    for sample in &mut all {
+        let prefill = 100.0 * cached(sample.tau_in, 0.0) / cached(sample.tau_in, sample.tau_out);
+        let decode = 300.0 * (1.0 - cached(sample.tau_in, 0.0) / cached(sample.tau_in, sample.tau_out));
+        sample.energy = sample.energy.map(|energy| energy / 250.0 * (prefill + decode));
+    }
+    let power = (95.0, 305.0);
+    let draws = |group: &Group| -> Vec<f64> {
+        let predictor = predictor(group);
+        let far = grid(&[1.0, 8.0, 300.0, 2048.0, 1e6]).into_iter();
+        let watts = |(x, y)| predictor.energy(x, y).unwrap().value / predictor.runtime(x, y).unwrap().value;
+        far.map(watts).collect()
+    };
+    let possible = |watts: &f64| (94.999..305.001).contains(watts);
+    let apart = auto(all.clone());
+    assert!(!draws(&apart).iter().all(possible), "{:?}", draws(&apart));
+    let tied = fit(all, &Options { power: Some(power), ..Options::default() });
+    assert!(draws(&tied).iter().all(possible), "{:?}", draws(&tied));
+    for (tied, apart) in [(tied.energy, apart.energy), (tied.runtime, apart.runtime)] {
+        let (tied, apart) = (tied.unwrap(), apart.unwrap());
+        assert!(tied.cv_median_ape.unwrap() < 0.05, "{:?}", tied.cv_median_ape);
+        assert!(tied.cv_median_ape.unwrap() < apart.cv_median_ape.unwrap() + 0.01);
+        assert!(tied.r2.unwrap() > 0.98 && tied.interval.is_some());
+    }
+}
+
+#[test]
 fn the_papers_coefficients_come_back() {
     let truth = |x: f64, y: f64| 2.0 * x + 30.0 * y + 0.04 * x * y;
     let group = fit(samples(&grid(&SIDES), truth, 0.0), &Options { form: FormKind::Paper, ..Options::default() });

@@ -1,14 +1,26 @@
-//! Knots of a cost as the solver sees them: over the plane, a knot is one of three quadratics, nothing below its place,
-//! and joined without a gap along the lines x = over and x + y = over.
+//! Knots of a cost as the solver sees them: over the plane, a bend is one of three quadratics, nothing below its place,
+//! and joined without a gap along the lines x = over and x + y = over, or along y = over.
 
 use super::moments::Moments;
 use super::surface::{Area, Quadratic};
 use crate::cost::Knot;
 use crate::units::Tokens;
 
-/// With v = max(0, x - over) and u = max(0, x + y - over) it is worth tin v + step (u - v) + half (u^2 - v^2).
+/// What a bend counts tokens of.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Axis {
+    /// Of the context: it lies along x = over and x + y = over.
+    #[default]
+    Context,
+    /// Of the output: it lies along y = over.
+    Output,
+}
+
+/// With v = max(0, x - over) and u = max(0, x + y - over) it is worth tin v + step (u - v) + half (u^2 - v^2); along the
+/// output, step max(0, y - over), and the others are 0.
 #[derive(Debug, Default, Clone, Copy, PartialEq)]
 pub(crate) struct Bend {
+    pub(crate) axis: Axis,
     pub(crate) over: f64,
     pub(crate) tin: f64,
     pub(crate) step: f64,
@@ -19,49 +31,63 @@ pub(crate) struct Bend {
 /// Which of its quadratics a bend is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Reach {
-    /// x + y <= over: nothing.
+    /// x + y <= over, or y <= over: nothing.
     Below,
-    /// x <= over <= x + y: the steps after the place.
+    /// x <= over <= x + y, or y >= over: the steps after the place.
     Steps,
     /// x >= over: all steps, and the prefill beyond it.
     All,
 }
 
-impl Reach {
-    /// On all of a box of token counts; None where the box lies across one of the lines.
-    pub(crate) fn over_box(over: f64, low: (f64, f64), high: (f64, f64)) -> Option<Self> {
-        if high.0 + high.1 <= over {
-            Some(Self::Below)
-        } else if low.0 >= over {
-            Some(Self::All)
-        } else if high.0 <= over && low.0 + low.1 >= over {
-            Some(Self::Steps)
-        } else {
-            None
+impl Bend {
+    /// The bends of a knot: those along an axis that it says nothing of are left out.
+    pub(crate) fn of(knot: &Knot) -> impl Iterator<Item = Self> {
+        let over = f64::from(knot.over);
+        let context = Self { axis: Axis::Context, over, tin: knot.tin, step: knot.step, half: 0.5 * knot.context };
+        let output = Self { axis: Axis::Output, over, tin: 0.0, step: knot.tout, half: 0.0 };
+        [context, output].into_iter().filter(|bend| bend.tin != 0.0 || bend.step != 0.0 || bend.half != 0.0)
+    }
+
+    /// Which quadratic it is on all of a box of token counts; None where the box lies across one of the lines.
+    pub(crate) fn reach_over(&self, low: (f64, f64), high: (f64, f64)) -> Option<Reach> {
+        let over = self.over;
+        match self.axis {
+            Axis::Context if high.0 + high.1 <= over => Some(Reach::Below),
+            Axis::Context if low.0 >= over => Some(Reach::All),
+            Axis::Context if high.0 <= over && low.0 + low.1 >= over => Some(Reach::Steps),
+            Axis::Output if high.1 <= over => Some(Reach::Below),
+            Axis::Output if low.1 >= over => Some(Reach::Steps),
+            _ => None,
         }
     }
 
     #[inline]
-    pub(crate) fn at(over: f64, x: f64, y: f64) -> Self {
-        if x + y <= over {
-            Self::Below
-        } else if x <= over {
-            Self::Steps
+    pub(crate) fn reach(&self, x: f64, y: f64) -> Reach {
+        let before = match self.axis {
+            Axis::Context => x,
+            // Nothing is ever beyond the place from the first step on.
+            Axis::Output => f64::NEG_INFINITY,
+        };
+        let after = if self.axis == Axis::Context { x + y } else { y };
+        if after <= self.over {
+            Reach::Below
+        } else if before <= self.over {
+            Reach::Steps
         } else {
-            Self::All
+            Reach::All
         }
-    }
-}
-
-impl From<&Knot> for Bend {
-    fn from(knot: &Knot) -> Self {
-        Self { over: f64::from(knot.over), tin: knot.tin, step: knot.step, half: 0.5 * knot.context }
     }
 }
 
 impl Bend {
     pub(crate) fn times(&self, weight: f64) -> Self {
-        Self { over: self.over, tin: weight * self.tin, step: weight * self.step, half: weight * self.half }
+        Self {
+            axis: self.axis,
+            over: self.over,
+            tin: weight * self.tin,
+            step: weight * self.step,
+            half: weight * self.half,
+        }
     }
 
     /// What the steps on contexts up to `t` tokens beyond the place cost.
@@ -73,6 +99,9 @@ impl Bend {
 
     #[inline]
     pub(crate) fn at(&self, x: f64, y: f64) -> f64 {
+        if self.axis == Axis::Output {
+            return self.step * (y - self.over).max(0.0);
+        }
         if x + y <= self.over {
             return 0.0;
         }
@@ -81,9 +110,10 @@ impl Bend {
 
     /// The quadratic that it is there.
     pub(crate) fn quadratic(&self, reach: Reach) -> Quadratic {
-        let Self { over, tin, step, half } = *self;
+        let Self { axis, over, tin, step, half } = *self;
         let slope = step - 2.0 * half * over;
         Quadratic(match reach {
+            Reach::Steps | Reach::All if axis == Axis::Output => [-step * over, 0.0, 0.0, step, 0.0, 0.0],
             Reach::Below => [0.0; 6],
             Reach::Steps => [over * (half * over - step), slope, half, slope, 2.0 * half, half],
             Reach::All => [-tin * over, tin, 0.0, slope, 2.0 * half, half],
@@ -115,6 +145,12 @@ impl Bend {
             plane.dy += slopes.1 * slope;
             plane.slack += 0.5 * depth;
         };
+        if self.axis == Axis::Output {
+            let y = (area.y - area.half_y - self.over, area.y + area.half_y - self.over);
+            add(y, &|t| self.step * t.max(0.0), 0.0, (1.0, 1.0));
+            plane.dx = 0.0;
+            return plane;
+        }
         add(both, &|t| self.steps(t), self.half, (1.0, 1.0));
         add(x, &|t| self.steps(t), self.half, (-1.0, 0.0));
         add(x, &|t| self.tin * t.max(0.0), 0.0, (1.0, 0.0));
@@ -140,8 +176,8 @@ pub(crate) struct Parted {
 
 impl Parted {
     #[inline]
-    pub(crate) fn add(&mut self, over: f64, tokens: Tokens, count: u64) {
-        match Reach::at(over, f64::from(tokens.input), f64::from(tokens.output)) {
+    pub(crate) fn add(&mut self, bend: &Bend, tokens: Tokens, count: u64) {
+        match bend.reach(f64::from(tokens.input), f64::from(tokens.output)) {
             Reach::Below => {}
             Reach::Steps => self.steps.add(tokens, count),
             Reach::All => self.all.add(tokens, count),
@@ -172,6 +208,7 @@ impl Parted {
 /// A bend with integer coefficients in quanta.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct FixedBend {
+    pub(crate) axis: Axis,
     pub(crate) over: u32,
     pub(crate) tin: i128,
     pub(crate) step: i128,
@@ -182,6 +219,9 @@ impl FixedBend {
     #[inline]
     pub(crate) fn at(&self, tokens: Tokens) -> i128 {
         let beyond = |tokens: u32| i128::from(tokens.saturating_sub(self.over));
+        if self.axis == Axis::Output {
+            return self.step * beyond(tokens.output);
+        }
         let (v, u) = (beyond(tokens.input), beyond(tokens.input + tokens.output));
         self.tin * v + (u - v) * (self.step + self.half * (u + v))
     }
@@ -191,6 +231,7 @@ impl FixedBend {
         let slope = self.step - 2 * half * over;
         match reach {
             Reach::Below => [0; 6],
+            Reach::Steps | Reach::All if self.axis == Axis::Output => [-self.step * over, 0, 0, self.step, 0, 0],
             Reach::Steps => [over * (half * over - self.step), slope, half, slope, 2 * half, half],
             Reach::All => [-self.tin * over, self.tin, 0, slope, 2 * half, half],
         }
@@ -203,10 +244,22 @@ mod tests {
     use proptest::prelude::*;
 
     fn bend() -> impl Strategy<Value = (Knot, Bend)> {
-        (0u32..80, 0.0..3.0f64, 0.0..3.0f64, 0.0..0.2f64).prop_map(|(over, tin, step, context)| {
-            let knot = Knot { over, tin, step, context };
-            (knot, Bend::from(&knot))
-        })
+        (0u32..80, 0.1..3.0f64, 0.0..3.0f64, 0.0..0.2f64, any::<bool>()).prop_map(
+            |(over, tin, step, context, output)| {
+                let along_output = Knot { over, tout: tin, ..Knot::default() };
+                let knot = if output { along_output } else { Knot { over, tin, step, context, tout: 0.0 } };
+                (knot, Bend::of(&knot).next().unwrap())
+            },
+        )
+    }
+
+    #[test]
+    fn a_knot_has_a_bend_along_each_axis_that_it_speaks_of() {
+        let knot = Knot { over: 7, tin: 0.0, step: 1.0, context: 0.0, tout: 2.0 };
+        let bends: Vec<_> = Bend::of(&knot).collect();
+        assert_eq!(bends.iter().map(|bend| bend.axis).collect::<Vec<_>>(), [Axis::Context, Axis::Output]);
+        assert_eq!(bends.iter().map(|bend| bend.at(5.0, 9.0)).sum::<f64>(), knot.at_point(5.0, 9.0));
+        assert_eq!(Bend::of(&Knot { over: 7, ..Knot::default() }).count(), 0);
     }
 
     proptest! {
@@ -216,11 +269,13 @@ mod tests {
             let expected = knot.at_point(x, y);
             let near = |value: f64| (value - expected).abs() <= 1e-9 * (1.0 + bend.magnitude(x, y));
             prop_assert!(near(bend.at(x, y)));
-            prop_assert!(near(bend.quadratic(Reach::at(bend.over, x, y)).at(x, y)));
+            prop_assert!(near(bend.quadratic(bend.reach(x, y)).at(x, y)));
             let mut parted = Parted::default();
-            parted.add(bend.over, tokens, 1);
+            parted.add(&bend, tokens, 1);
             prop_assert!(near(parted.sum_of(&bend)));
-            let fixed = FixedBend { over: knot.over, tin: 3, step: 5, half: 7 };
+            let context = FixedBend { axis: bend.axis, over: knot.over, tin: 3, step: 5, half: 7 };
+            let output = FixedBend { tin: 0, half: 0, ..context };
+            let fixed = if bend.axis == Axis::Output { output } else { context };
             prop_assert_eq!(parted.sum_of_fixed(&fixed), fixed.at(tokens));
         }
 

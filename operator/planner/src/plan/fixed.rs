@@ -57,6 +57,7 @@ impl Scale {
     pub(crate) fn surface(&self, surface: &Surface, low: Tokens, high: Tokens) -> FixedSurface {
         let faces = surface.faces().iter().enumerate().map(|(face, plane)| {
             let bend = |bend: &Bend| FixedBend {
+                axis: bend.axis,
                 over: bend.over as u32,
                 tin: self.fix(bend.tin),
                 step: self.fix(bend.step),
@@ -124,6 +125,7 @@ impl FixedSurface {
     /// The same in floating point, to look for the largest face.
     pub(crate) fn float(&self, scale: &Scale) -> Surface {
         let bend = |bend: &FixedBend| Bend {
+            axis: bend.axis,
             over: f64::from(bend.over),
             tin: scale.float(bend.tin),
             step: scale.float(bend.step),

@@ -11,7 +11,7 @@ use super::transport::Outlet;
 /// One request in a sum of parts of requests; every small number divides it.
 pub(crate) const WHOLE: u64 = 720_720;
 /// Longest step, in widths of the band: the density of requests is known only there.
-const LONGEST: f64 = 30.0;
+const LONGEST: f64 = 300.0;
 /// A step within this part of the widths is left to the transport problem.
 const NEAR: f64 = 0.5;
 /// A step that ends with this part of its slope against it was too long.

@@ -280,7 +280,7 @@ fn check_figures(candidate: &Candidate) -> Result<(), ProblemError> {
             return wrong(field, value, "finite");
         }
         // Knots rise: so it is that a cost between two of their lines lies between tangent and chord.
-        let knots = cost.knots.iter().flat_map(|knot| [knot.tin, knot.step, knot.context]);
+        let knots = cost.knots.iter().flat_map(|knot| [knot.tin, knot.step, knot.context, knot.tout]);
         if let Some(value) = knots.into_iter().find(|v| !v.is_finite() || *v < 0.0) {
             return wrong(field, value, "finite, and in a knot (an ..._over_N term) not negative");
         }

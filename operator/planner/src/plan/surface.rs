@@ -125,9 +125,9 @@ impl Surface {
         }
         let corner = |tokens: Tokens| (f64::from(tokens.input), f64::from(tokens.output));
         let mut bends = vec![];
-        for bend in cost.knots.iter().map(Bend::from) {
+        for bend in cost.knots.iter().flat_map(Bend::of) {
             // A knot beyond all requests, or before all of them, is none.
-            match Reach::over_box(bend.over, corner(low), corner(high)) {
+            match bend.reach_over(corner(low), corner(high)) {
                 Some(reach) => surface.faces[0] = surface.faces[0].plus(1.0, &bend.quadratic(reach)),
                 None => bends.push(bend),
             }
@@ -260,7 +260,7 @@ impl Surface {
         let (low, high) = area.corners();
         for (local, bends) in local.faces.iter_mut().zip(&self.bends) {
             for bend in bends {
-                match Reach::over_box(bend.over, low, high) {
+                match bend.reach_over(low, high) {
                     Some(Reach::Below) => {}
                     Some(reach) => local.add(&bend.quadratic(reach).about(area)),
                     None => local.add_plane(&bend.plane(area)),
@@ -362,15 +362,16 @@ mod tests {
     fn knots_bend_a_surface_where_its_requests_cross_them() {
         let mut cost = Cost::from(Terms { constant: 1.0, tout: 2.0, ..Terms::default() });
         (cost.knot_mut(5).step, cost.knot_mut(20).context, cost.knot_mut(900).tin) = (1.0, 0.5, 3.0);
+        cost.knot_mut(5).tout = 4.0;
         cost.floor_terms = Some(Terms { constant: 60.0, ..Terms::default() });
         let (low, high) = (Tokens { input: 2, output: 1 }, Tokens { input: 30, output: 40 });
         let surface = Surface::of(&cost, low, high);
-        assert_eq!((surface.bends(0).len(), surface.bends(1).len()), (2, 0));
+        assert_eq!((surface.bends(0).len(), surface.bends(1).len()), (3, 0));
         for (x, y) in [(2, 1), (2, 40), (30, 40), (5, 0), (5, 1), (20, 3), (19, 1), (7, 30)] {
             let (x, y) = (f64::from(x), f64::from(y));
             assert!((surface.at(x, y) - cost.at_point(x, y)).abs() < 1e-9);
         }
-        let late = Surface::of(&cost, Tokens { input: 20, output: 1 }, high);
+        let late = Surface::of(&cost, Tokens { input: 20, output: 5 }, high);
         assert!(late.bends(0).is_empty() && (late.at(25.0, 9.0) - cost.at_point(25.0, 9.0)).abs() < 1e-9);
     }
 

@@ -3,7 +3,7 @@
 //! Only integers are added, one set of moments for each quadratic that applies, so that no order of requests shows.
 
 use super::assignment::{Assignment, Part};
-use super::bend::{Bend, Parted, Reach};
+use super::bend::{Bend, Parted};
 use super::fixed::{FixedSurface, Scale};
 use super::moments::Moments;
 use super::problem::Ground;
@@ -95,14 +95,14 @@ impl Pile {
         let (moments, bends) = &mut self.0[face];
         moments.add(tokens, count);
         for (parted, bend) in bends.iter_mut().zip(surface.bends(face)) {
-            parted.add(bend.over, tokens, count);
+            parted.add(bend, tokens, count);
         }
     }
 
     /// Adds a node's requests, if each bend is the same quadratic for all of them.
     fn add_node(&mut self, surface: &Surface, face: usize, node: &Node, area: &Area) -> bool {
         let (low, high) = area.corners();
-        let reach = |bend: &Bend| Reach::over_box(bend.over, low, high);
+        let reach = |bend: &Bend| bend.reach_over(low, high);
         if !surface.bends(face).iter().all(|bend| reach(bend).is_some()) {
             return false;
         }

@@ -31,11 +31,12 @@ fn terms(scale: f64) -> BoxedStrategy<Terms> {
 fn knots() -> BoxedStrategy<Vec<Knot>> {
     let over = prop_oneof![Just(0u32), Just(8), Just(16), Just(64), 0..300u32, 0..9000u32];
     let worth = || prop_oneof![2 => Just(0.0), 2 => (1..4i32).prop_map(f64::from), 1 => 0.0..5.0];
-    let knot = (over, worth(), worth(), worth()).prop_map(|(over, tin, step, context)| Knot {
+    let knot = (over, worth(), worth(), worth(), worth()).prop_map(|(over, tin, step, context, tout)| Knot {
         over,
         tin,
         step,
         context: context / 64.0,
+        tout,
     });
     let some = prop::collection::btree_map(0..9000u32, knot, 1..=2);
     prop_oneof![2 => Just(vec![]), 1 => some.prop_map(|knots| {

@@ -1,7 +1,7 @@
 //! The pod's side: a meter whose readings come from the node agent.
 
 use super::{Answer, MAX_ANSWER_BYTES, Refusal, Request, WindowEnergy};
-use crate::meter::{Meter, Source, Totals};
+use crate::meter::{GpuUse, Meter, Source, Totals};
 use crate::units::{Microjoules, Milliwatts};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::net::UnixStream;
@@ -60,6 +60,8 @@ pub struct SlotMeter {
     failures: u64,
     /// Why the slot's device is lost, since the agent said so.
     device_lost: Option<String>,
+    /// Use of the slot's GPUs, by the last answer that told it.
+    gpu: GpuUse,
 }
 
 #[derive(Debug)]
@@ -83,7 +85,16 @@ impl SlotMeter {
         let request = Request::Open { job: job.map(str::to_owned) };
         let answer = link.ask_patiently(&request, wait)?;
         let Answer::Opened { window, meter, idle_milliwatts } = answer else { return Err(link.unexpected(&answer)) };
-        let meter = Self { link, window, meter, notes: Vec::new(), missing: None, failures: 0, device_lost: None };
+        let meter = Self {
+            link,
+            window,
+            meter,
+            notes: Vec::new(),
+            missing: None,
+            failures: 0,
+            device_lost: None,
+            gpu: GpuUse::default(),
+        };
         Ok((meter, idle_milliwatts.map(Milliwatts)))
     }
 
@@ -94,11 +105,12 @@ impl SlotMeter {
             Err(error) => Err(error),
         };
         match answer {
-            Ok(WindowEnergy { gross_microjoules, domain_microjoules, notes, device_lost, .. }) => {
+            Ok(WindowEnergy { gross_microjoules, domain_microjoules, notes, device_lost, gpu, .. }) => {
                 self.missing = None;
                 self.notes = notes;
                 // It does not come back within a run.
                 self.device_lost = self.device_lost.take().or(device_lost);
+                self.gpu = gpu.unwrap_or(self.gpu);
                 Totals {
                     at: now,
                     gross: gross_microjoules.map(Microjoules),
@@ -137,6 +149,10 @@ impl Meter for SlotMeter {
 
     fn device_lost(&self) -> Option<&str> {
         self.device_lost.as_deref()
+    }
+
+    fn gpu(&self) -> GpuUse {
+        self.gpu
     }
 
     fn sample(&mut self, now: Duration) -> Totals {

@@ -44,6 +44,7 @@ fn energy(gross: Option<u64>) -> String {
         idle_microjoules: None,
         domain_microjoules: gross.map(|gross| ("package-0".to_owned(), gross)).into_iter().collect(),
         notes: if gross.is_some() { vec![] } else { vec!["package-0 lost".into()] },
+        gpu: gross.map(|gross| GpuUse { mean_millis: Some(gross), ..GpuUse::default() }),
         device_lost: gross.is_none().then(|| "gpu-0 is lost".to_owned()),
     }))
 }
@@ -56,8 +57,10 @@ fn a_window_is_opened_read_and_closed() {
     let totals = meter.sample(Duration::from_secs(1));
     assert_eq!((totals.gross, totals.domains["package-0"]), (Some(Microjoules(5)), Microjoules(5)));
     assert_eq!(meter.sample(Duration::from_secs(2)).gross, None);
+    assert_eq!(meter.gpu().mean_millis, Some(5), "an answer that does not tell it takes nothing back");
     assert_eq!((meter.notes(), meter.device_lost()), (vec!["package-0 lost".to_owned()], Some("gpu-0 is lost")));
     assert_eq!(meter.finish(Duration::from_secs(3)).gross, Some(Microjoules(9)));
+    assert_eq!(meter.gpu().mean_millis, Some(9));
     assert_eq!(meter.device_lost(), Some("gpu-0 is lost"), "a lost device does not come back");
     drop(meter);
     let mark = r#"{"mark":{"window":7}}"#;
