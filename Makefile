@@ -88,7 +88,7 @@ cluster-tests: ## the tests that need the local cluster, which `make demo` leave
 	set +a
 	export JOULECAST_TESTS_BEGAN=$$(date -u +%Y-%m-%dT%H:%M:%S)
 	# They mostly wait: for pods, for the kubelet, for the end of a grace period.
-	cargo test --release --workspace --test jobs --test planning --test energy_models --test release -- --test-threads=4
+	cargo test --release --workspace --test jobs --test energy_models --test release -- --test-threads=6
 	cargo test --release --workspace --test permissions
 	# Last, and by itself: the node agent stays for all tests of its program, and goes with the values that they set.
 	tests=0

@@ -154,21 +154,33 @@ def directory_layer(source, target):
     return files
 
 
+def layers_there(out, name, configuration):
+    """The packed sizes of the layers of an image that an earlier run wrote; None if the file holds another image, or none.
+
+    Packing is what takes the time, and the configuration's digest covers the unpacked layers.
+    """
+    try:
+        with tarfile.open(out) as archive:
+            manifest = json.load(archive.extractfile("index.json"))["manifests"][0]
+            if manifest["annotations"]["io.containerd.image.name"] != name:
+                return None
+            manifest = json.load(archive.extractfile("blobs/" + manifest["digest"].replace(":", "/")))
+    except (OSError, KeyError, ValueError, tarfile.TarError):
+        return None
+    return [layer["size"] for layer in manifest["layers"]] if manifest["config"]["digest"] == configuration else None
+
+
 def write_image(layers, user, entrypoint, name, tag, out):
-    """Writes the OCI layout; returns the full name and what each layer weighs."""
-    blobs, descriptors, diff_ids, sizes = {}, [], [], []
+    """Writes the OCI layout, if it is not there already; returns the full name and what each layer weighs, plain and packed."""
+    blobs, descriptors = {}, []
 
     def blob(content, media_type):
         digest = hashlib.sha256(content).hexdigest()
         blobs[digest] = content
         return {"mediaType": f"application/vnd.oci.image.{media_type}", "digest": f"sha256:{digest}", "size": len(content)}
 
-    for files in layers:
-        plain = files.tar()
-        packed = gzip.compress(plain, compresslevel=6, mtime=0)
-        diff_ids.append("sha256:" + hashlib.sha256(plain).hexdigest())
-        descriptors.append(blob(packed, "layer.v1.tar+gzip"))
-        sizes.append((len(plain), len(packed)))
+    tars = [files.tar() for files in layers]
+    diff_ids = ["sha256:" + hashlib.sha256(plain).hexdigest() for plain in tars]
     architecture = ARCHITECTURES.get(platform.machine(), platform.machine())
     configuration = {
         "created": "1970-01-01T00:00:00Z",
@@ -184,6 +196,10 @@ def write_image(layers, user, entrypoint, name, tag, out):
     }
     configuration_blob = blob(json.dumps(configuration, sort_keys=True).encode(), "config.v1+json")
     tag = tag or "dev-" + configuration_blob["digest"].removeprefix("sha256:")[:12]
+    if (packed := layers_there(out, f"{name}:{tag}", configuration_blob["digest"])) is not None:
+        return f"{name}:{tag}", list(zip(map(len, tars), packed))
+    for plain in tars:
+        descriptors.append(blob(gzip.compress(plain, compresslevel=6, mtime=0), "layer.v1.tar+gzip"))
     manifest = {
         "schemaVersion": 2,
         "mediaType": "application/vnd.oci.image.manifest.v1+json",
@@ -207,7 +223,7 @@ def write_image(layers, user, entrypoint, name, tag, out):
     with open(out + ".new", "wb") as file:
         file.write(archive.tar())
     os.replace(out + ".new", out)
-    return f"{name}:{tag}", sizes
+    return f"{name}:{tag}", [(len(plain), layer["size"]) for plain, layer in zip(tars, descriptors)]
 
 
 def main():

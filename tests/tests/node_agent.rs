@@ -33,7 +33,7 @@ async fn a_job_with_a_slot_is_metered_by_the_agent_and_no_joule_is_lost() {
         apply_demo_model(&here).await?;
         let pods = format!("joulecast-{NODE}/kubepods");
         let (before, node_before, pods_before) = (metrics().await?, cpu_nanos("")?, cpu_nanos(&pods)?);
-        apply_job(&here, "measured", &requests(300, 128), json!({})).await?;
+        apply_job(&here, "measured", &requests(200, 128), json!({})).await?;
         let job = await_job(&here, "measured", "Complete", |job| is_true(job, conditions::COMPLETE)).await?;
         let (after, node_after, pods_after) = (metrics().await?, cpu_nanos("")?, cpu_nanos(&pods)?);
 
@@ -85,7 +85,7 @@ async fn two_jobs_for_one_slot_run_one_after_the_other() {
     with_agent("oneslot", |here| async move {
         apply_demo_model(&here).await?;
         for name in ["first", "second"] {
-            apply_job(&here, name, &requests(150, 128), json!({})).await?;
+            apply_job(&here, name, &requests(100, 128), json!({})).await?;
         }
         for name in ["first", "second"] {
             let job = await_job(&here, name, "Complete", |job| is_true(job, conditions::COMPLETE)).await?;
@@ -113,7 +113,7 @@ async fn restarts_of_kubelet_and_agent_lose_neither_slots_nor_joules() {
     with_agent("restarts", |here| async move {
         apply_demo_model(&here).await?;
         await_slots(NODE, "1").await?;
-        apply_job(&here, "steady", &requests(700, 128), json!({})).await?;
+        apply_job(&here, "steady", &requests(550, 128), json!({})).await?;
         await_job(&here, "steady", "at work", |job| lines_done(job) > 0).await?;
 
         // A kubelet that restarts forgets its plugins: the slots come back without anybody's help.

@@ -42,7 +42,7 @@ async fn operators_killed_and_stopped_mid_run_start_no_second_run_and_lose_no_re
     let _alone = RELEASE_LOCK.lock().await;
     with_namespace("opkill", |here| async move {
         apply_demo_model(&here).await?;
-        apply_job(&here, "steady", &requests(800, 128), json!({})).await?;
+        apply_job(&here, "steady", &requests(600, 128), json!({})).await?;
         await_job(&here, "steady", "at work", |job| lines_done(job) > 0).await?;
         let pods: Api<Pod> = here.api();
         let of_job = ListParams::default().labels("joulecast.dev/inference-job=steady");
@@ -171,7 +171,7 @@ async fn uninstalling_while_a_job_runs_leaves_no_pod_that_cannot_be_deleted() {
     let _alone = RELEASE_LOCK.lock().await;
     with_namespace("gone", |here| async move {
         apply_demo_model(&here).await?;
-        apply_job(&here, "left", &requests(400, 128), json!({})).await?;
+        apply_job(&here, "left", &requests(250, 128), json!({})).await?;
         await_job(&here, "left", "at work", |job| lines_done(job) > 0).await?;
         user_runs("helm", &["uninstall", RELEASE, "-n", RELEASE_NAMESPACE, "--wait"], None).await?;
         let pods: Api<Pod> = here.api();
@@ -189,7 +189,7 @@ async fn uninstalling_while_a_job_runs_leaves_no_pod_that_cannot_be_deleted() {
         installed?;
         // The job is still there, and the new release sees it through.
         await_job(&here, "left", "Complete", |job| is_true(job, conditions::COMPLETE)).await?;
-        ensure!(results(&here, "left").await?.len() == 400);
+        ensure!(results(&here, "left").await?.len() == 250);
         Ok(())
     })
     .await;

@@ -77,7 +77,7 @@ check_down_and_up() {
     kubectl get -n probe pvc data >/dev/null || fail "down without --wipe forgot what was there"
     local volume
     volume=$(kubectl get -n probe pvc data -o 'jsonpath={.spec.volumeName}')
-    kubectl delete namespace probe --timeout=60s >/dev/null
+    kubectl delete -n probe pods,persistentvolumeclaims --all --timeout=60s >/dev/null
     eventually 30 [ ! -e "$state/volumes/$volume" ]
     step "down, up, and the volume went with its claim"
 }

@@ -1,6 +1,8 @@
 //! The way of one job, on the real cluster: applied, placed, run, reported.
 #![allow(missing_docs)]
 
+mod planning;
+
 use anyhow::{Context, Result, ensure};
 use joulecast_crds::InferenceJob;
 use joulecast_crds::inference_job::conditions;
@@ -224,7 +226,7 @@ async fn a_job_deleted_while_it_runs_leaves_nothing() {
 async fn a_job_is_suspended_and_resumed_and_both_attempts_are_counted() {
     with_namespace("suspend", |here| async move {
         apply_demo_model(&here).await?;
-        apply_job(&here, "pausing", &requests(800, 128), json!({})).await?;
+        apply_job(&here, "pausing", &requests(250, 128), json!({})).await?;
         await_job(&here, "pausing", "at work", |job| lines_done(job) > 0).await?;
         let suspend = |on: bool| {
             let patch = json!({"spec": {"suspend": on}}).to_string();
@@ -253,7 +255,7 @@ async fn a_job_is_suspended_and_resumed_and_both_attempts_are_counted() {
         let measured = job.status.clone().and_then(|s| s.measured).context("measured")?;
         ensure!(measured.attempts == 2, "{} attempts", measured.attempts);
         ensure!(measured.energy_millijoules.is_some_and(|all| all > first), "{measured:?} after {first} mJ");
-        ensure!(results(&here, "pausing").await?.len() == 800);
+        ensure!(results(&here, "pausing").await?.len() == 250);
         let reasons = event_reasons(&here).await?;
         ensure!(["Suspended", "Resumed"].iter().all(|r| reasons.iter().any(|have| have == r)), "{reasons:?}");
         Ok(())
@@ -278,14 +280,14 @@ async fn a_finished_job_is_deleted_after_its_time_to_live() {
 async fn a_job_whose_pod_is_deleted_goes_on_and_its_backoff_limit_is_not_touched() {
     with_namespace("killed", |here| async move {
         apply_demo_model(&here).await?;
-        apply_job(&here, "unlucky", &requests(600, 128), json!({"backoffLimit": 0})).await?;
+        apply_job(&here, "unlucky", &requests(250, 128), json!({"backoffLimit": 0})).await?;
         await_job(&here, "unlucky", "at work", |job| lines_done(job) > 0).await?;
         let pod = running_pod(&here, "unlucky").await?.name_any();
         let pods: Api<Pod> = here.api();
         pods.delete(&pod, &DeleteParams { grace_period_seconds: Some(0), ..DeleteParams::default() }).await?;
         let job = await_job(&here, "unlucky", "Complete", |job| is_true(job, conditions::COMPLETE)).await?;
         let lines = results(&here, "unlucky").await?;
-        ensure!(lines.len() == 600);
+        ensure!(lines.len() == 250);
         let status = job.status.context("status")?;
         let measured = status.measured.context("measured")?;
         let attempts = measured.attempts + measured.attempts_from_journal + measured.attempts_without_report;

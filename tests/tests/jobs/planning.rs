@@ -1,5 +1,4 @@
 //! The plan step on the real cluster: which request goes to which model, by predictions, within limits; or why not.
-#![allow(missing_docs)]
 
 use anyhow::{Context, Result, ensure};
 use joulecast_crds::inference_job::conditions;
