@@ -4,7 +4,8 @@
 //! lines are whose is decided by the number of lines that were done when the rest was divided, which stands in the plan; so
 //! all pods divide alike, whatever else has been written meanwhile.
 
-use crate::controller::attempts::{Review, UnitState, Verdict};
+use crate::controller::attempts::{self, Review, UnitState, Verdict};
+use crate::controller::facts::Place;
 use crate::controller::observe::Snapshot;
 use crate::controller::validate::ValidJob;
 use joulecast_crds::inference_job::{Plan, PlannedRest, Progress};
@@ -26,7 +27,11 @@ pub fn divide(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, review: &Review,
     let pod = snapshot.at_work().find(|pod| pod.place == slow.place)?;
     let progress = snapshot.progress.get(&pod.uid)?;
     let left = progress.lines_total?.checked_sub(progress.lines_done)?;
-    let worked = snapshot.now.duration_since(pod.created?).as_secs_f64();
+    // Its lines are the work of all attempts at them, those that were lost included.
+    let Place { epoch, configuration, shard, attempt: _ } = slow.place;
+    let lost = attempts::records(snapshot.status(), epoch, configuration, shard)
+        .filter_map(|record| Some(record.end_time.as_ref()?.0.duration_since(record.start_time.as_ref()?.0)));
+    let worked: f64 = lost.chain([snapshot.now.duration_since(pod.created?)]).map(|time| time.as_secs_f64()).sum();
     let needed = worked * left as f64 / progress.lines_done as f64;
     // Before the first line is done nothing is known of its pace.
     let worth = progress.lines_done > 0 && left >= u64::from(job.parallelism) && needed > f64::from(seconds);
@@ -118,6 +123,24 @@ mod tests {
         {
             assert_eq!(planned(&slow(lines, seconds)).rest, None, "{why}");
         }
+    }
+
+    #[test]
+    fn the_pace_of_a_block_is_that_of_all_attempts_at_it() {
+        let mut snapshot = slow(90, 2);
+        assert_eq!(planned(&snapshot).rest, None, "90 lines in 2 s");
+        let status = std::sync::Arc::make_mut(&mut snapshot.job).status.as_mut().unwrap();
+        let mut lost = record(1, true);
+        let ended = lost.end_time.clone().unwrap();
+        lost.outcome = Some(Outcome::InfrastructureFailed);
+        lost.start_time = Some(k8s_openapi::apimachinery::pkg::apis::meta::v1::Time(
+            ended.0.checked_sub(k8s_openapi::jiff::SignedDuration::from_secs(1800)).unwrap(),
+        ));
+        status.attempts[1].attempt = 2;
+        status.attempts.insert(1, lost);
+        snapshot.children[0].place.attempt = 2;
+        snapshot.pods[0].place.attempt = 2;
+        assert_eq!(planned(&snapshot).rest.map(|rest| rest.from_line), Some(90), "200 s are left");
     }
 
     #[test]
