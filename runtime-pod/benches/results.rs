@@ -2,6 +2,7 @@
 //! what the disk does at the same moment. `cargo bench -p joulecast-runtime --bench results [-- LINES [BATCH [BYTES [DIR]]]]`.
 //!
 //! Made results of BYTES (600) each, out of order within each batch, from two attempts; 1.7 million lines are a gigabyte.
+//! Fails where more memory is resident than [`MOST_RESIDENT_BYTES`] allows, or a gigabyte takes longer than [`MOST_SECONDS_PER_GB`].
 
 use joulecast_meter::Host;
 use joulecast_runtime::batch_file::Output;
@@ -12,6 +13,11 @@ use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 use std::time::Instant;
+
+/// However many results there are.
+const MOST_RESIDENT_BYTES: u64 = 200_000_000;
+/// To find where to resume.
+const MOST_SECONDS_PER_GB: f64 = 2.0;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Cargo itself gives `--bench`.
@@ -42,6 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     assert_eq!((results.places(), results.bytes()), (lines, bytes));
     drop(results);
     writeln!(out, "resume point found in {seconds:.2} s, {:.0} MB/s", rate(bytes, seconds))?;
+    assert!(seconds / (bytes as f64 / 1e9) <= MOST_SECONDS_PER_GB, "the resume point is found too late");
 
     let began = Instant::now();
     let output = Output::begin(parts, attempt)?;
@@ -53,6 +60,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     writeln!(out, "for comparison, the same file copied and synced: {:.0} MB/s", rate(finished.bytes, copied))?;
     if let Some(peak) = Host::default().memory_peak_bytes() {
         writeln!(out, "peak of resident memory {:.1} MB", peak as f64 / 1e6)?;
+        assert!(peak <= MOST_RESIDENT_BYTES, "too much memory is resident");
     }
     Ok(())
 }
