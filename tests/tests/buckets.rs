@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 /// This machine, as pods of the local cluster reach it: the bridge of its nodes.
 const HERE: &str = "10.240.0.1:0";
-const LINES: u32 = 600;
+const LINES: u32 = 300;
 
 fn secret() -> Value {
     json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": "bucket"},

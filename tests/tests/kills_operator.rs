@@ -113,7 +113,9 @@ async fn installed(replicas: u32) -> Result<()> {
     let there = ["rollout", "status", "deployment/joulecast-operator", "-n", RELEASE_NAMESPACE, "--timeout=90s"];
     user_runs("kubectl", &there, None).await?;
     let label = "app.kubernetes.io/name=joulecast-operator";
-    let gone = ["wait", "--for=delete", "pod", "-l", label, "-n", RELEASE_NAMESPACE, "--timeout=90s"];
+    // Pods that were evicted long ago may lie about.
+    let running = "--field-selector=status.phase=Running";
+    let gone = ["wait", "--for=delete", "pod", "-l", label, running, "-n", RELEASE_NAMESPACE, "--timeout=90s"];
     if replicas == 0 {
         user_runs("kubectl", &gone, None).await?;
     }

@@ -111,6 +111,11 @@ fn progress(snapshot: &Snapshot, status: &InferenceJobStatus, job: Option<&Valid
         let report = pod.end().and_then(|end| end.report.as_deref().ok());
         let told = report.map(account::final_progress).or_else(|| snapshot.progress.get(&pod.uid).copied());
         let Some(told) = told else { continue };
+        // The pod of an attempt may be gone before those of earlier ones; what it told stays.
+        let latest = attempts::records(status, pod.place.epoch, pod.place.configuration, pod.place.shard).last();
+        if latest.is_some_and(|latest| u32::try_from(latest.attempt).is_ok_and(|number| number > pod.place.attempt)) {
+            continue;
+        }
         if pod.place.configuration == configurations {
             return Some(account::progress(&told)).filter(|_| report.is_some());
         }
