@@ -137,6 +137,13 @@ upgrade: setup images cluster-up ## helm upgrade from the release before, which 
 	tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
 	tests/upgrade.sh
 
+.PHONY: gpu-tests
+gpu-tests: export KUBECONFIG := $(cluster_kubeconfig)
+gpu-tests: setup images cluster-up ## GPUs on the local cluster: a second node for some minutes, with a fake NVML library and a containerd that knows CDI
+	$(call stage,runs the node agent over a fake NVML library on a node of its own)
+	tests/cluster/setup.sh cdi
+	tests/gpus.sh
+
 .PHONY: soak
 soak: export KUBECONFIG := $(cluster_kubeconfig)
 soak: setup images cluster-up ## 30 minutes of random kills of everything, then every invariant (SOAK_SECONDS, SOAK_SEED)
@@ -184,6 +191,11 @@ bench: ## engine figures on this machine (SmolLM2-135M shape, random weights) be
 	[ -e build/bench/smollm2/config.json ] || target/release/joulecast-runtime random-model --shape smollm2-135m --dtype f32 --out build/bench/smollm2
 	target/release/joulecast-runtime bench --model build/bench/smollm2 --engine candle --provider cpu \
 		--prompt-tokens 256 --gen-tokens 64 --batch 1 --repeat 5 --output json --least-decode-share 0.40
+
+.PHONY: bench-agent
+bench-agent: ## what the node agent costs: its process with 100 pods, a window's opening and closing, a step
+	$(call stage,CPU time and memory of the node agent and the time that a window takes)
+	cargo bench -p joulecast-device-plugin --bench overhead --bench windows
 
 .PHONY: bench-engines
 bench-engines: onnxruntime openvino ## our engines and their peers in Python in turns, with ratios (installs several GB the first time); ARGS="--batch 8"

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Gets what the local cluster needs, into build/bin and from Debian's packages; with the argument helm, helm alone. As root, on Debian with Rust and Go.
 # What is there already is left alone: a second run does nothing and takes a second.
+# With the argument cdi it gets a containerd that knows CDI (Debian's does not) into build/bin/cdi, for `make gpu-tests`, and nothing else.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 repository=$(cd "$here/../.." && pwd)
@@ -73,10 +74,25 @@ build_pause() {
     "$repository/charts/images/layout.py" image --bare --name localhost/joulecast/pause --tag 1 --out "$tar" "$bin/pause" >/dev/null
 }
 
+build_helm() { build helm "renders and installs the chart (2 minutes of two cores the first time)" "$here/helm" helm.sh/helm/v4/cmd/helm ""; }
+
+build_cdi() {
+    local program
+    mkdir -p "$bin/cdi"
+    for program in containerd containerd-shim-runc-v2; do
+        CGO_ENABLED=0 build "cdi/$program" "runs the containers of a node whose GPUs are given by CDI (minutes of two cores the first time)" \
+            "$here/containerd" "github.com/containerd/containerd/v2/cmd/$program" ""
+    done
+}
+
 mkdir -p "$bin" "$repository/build/images"
-if [ "${1:-}" != helm ]; then
-    install_packages
-    build_kubernetes
-    build_pause
-fi
-build helm "renders and installs the chart (2 minutes of two cores the first time)" "$here/helm" helm.sh/helm/v4/cmd/helm ""
+case ${1:-} in
+    helm) build_helm ;;
+    cdi) build_cdi ;;
+    *)
+        install_packages
+        build_kubernetes
+        build_pause
+        build_helm
+        ;;
+esac

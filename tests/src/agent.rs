@@ -145,7 +145,11 @@ pub enum Then {
     Gone,
 }
 
-async fn upgrade(values: &[String]) -> Result<()> {
+/// Changes values of the release, and waits until what they change is there.
+///
+/// # Errors
+/// If helm fails; the message holds all that it printed.
+pub async fn upgrade(values: &[String]) -> Result<()> {
     let mut arguments = vec!["upgrade", RELEASE, "charts/joulecast", "-n", RELEASE_NAMESPACE];
     arguments.extend(["--reset-then-reuse-values", "--wait", "--timeout", "2m"]);
     for value in values {
@@ -182,9 +186,24 @@ async fn disable() -> Result<()> {
 /// # Errors
 /// If there is none.
 pub async fn agent_pod() -> Result<Pod> {
+    let mut pods = agent_pods().await?;
+    pods.pop().context("no pod of the agent")
+}
+
+/// The agent's pod that runs on a node now.
+///
+/// # Errors
+/// If there is none.
+pub async fn agent_pod_on(node: &str) -> Result<Pod> {
+    let on = |pod: &Pod| pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()) == Some(node);
+    agent_pods().await?.into_iter().find(on).with_context(|| format!("no pod of the agent on {node}"))
+}
+
+async fn agent_pods() -> Result<Vec<Pod>> {
     let pods: Api<Pod> = Api::namespaced(client().await?, AGENT_NAMESPACE);
-    let list = pods.list(&ListParams::default().labels(&format!("app.kubernetes.io/name={AGENT}"))).await?;
-    list.items.into_iter().find(|pod| pod.metadata.deletion_timestamp.is_none()).context("no pod of the agent")
+    let mut list = pods.list(&ListParams::default().labels(&format!("app.kubernetes.io/name={AGENT}"))).await?.items;
+    list.retain(|pod| pod.metadata.deletion_timestamp.is_none());
+    Ok(list)
 }
 
 /// The agent's metrics: value by series.
@@ -192,7 +211,15 @@ pub async fn agent_pod() -> Result<Pod> {
 /// # Errors
 /// If they cannot be read.
 pub async fn metrics() -> Result<BTreeMap<String, f64>> {
-    let pod = agent_pod().await?.metadata.name.context("name")?;
+    metrics_of(agent_pod().await?).await
+}
+
+/// The metrics of one of the agent's pods: value by series.
+///
+/// # Errors
+/// If they cannot be read.
+pub async fn metrics_of(pod: Pod) -> Result<BTreeMap<String, f64>> {
+    let pod = pod.metadata.name.context("name")?;
     let path = format!("/api/v1/namespaces/{AGENT_NAMESPACE}/pods/{pod}:8080/proxy/metrics");
     let page = user_runs("kubectl", &["get", "--raw", &path], None).await?;
     let lines = page.lines().filter(|line| !line.starts_with('#'));
@@ -209,7 +236,16 @@ pub async fn metrics() -> Result<BTreeMap<String, f64>> {
 /// # Errors
 /// If that takes more than a minute.
 pub async fn await_slots(node: &str, count: &str) -> Result<()> {
-    let condition = format!("--for=jsonpath={{.status.allocatable.joulecast\\.dev/cpu}}={count}");
+    await_allocatable(node, "joulecast.dev/cpu", count).await
+}
+
+/// Waits until as much as `count` of a resource can be allocated on a node.
+///
+/// # Errors
+/// If that takes more than a minute.
+pub async fn await_allocatable(node: &str, resource: &str, count: &str) -> Result<()> {
+    let resource = resource.replace('.', "\\.");
+    let condition = format!("--for=jsonpath={{.status.allocatable.{resource}}}={count}");
     user_runs("kubectl", &["wait", &condition, &format!("node/{node}"), "--timeout=60s"], None).await?;
     Ok(())
 }

@@ -6,5 +6,7 @@
 pub mod agent;
 pub mod audit;
 pub mod cluster;
+pub mod fake_nvidia_plugin;
 pub mod job;
 pub mod namespace;
+pub mod pry;

@@ -255,7 +255,7 @@ async fn the_operator_that_stands_by_takes_over_and_only_one_of_them_writes() {
         whole_cluster().await?;
         apply_demo_model(&here).await?;
         let log = AuditLog::of_the_cluster();
-        let before = log.of_the_operator(0)?.len();
+        let before = log.latest()?;
         at_work_on(&here, KEPT, "kept", &requests(300, 128)).await?;
         let leases: Api<Lease> = Api::namespaced(here.client.clone(), RELEASE_NAMESPACE);
         let holder = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
@@ -271,7 +271,7 @@ async fn the_operator_that_stands_by_takes_over_and_only_one_of_them_writes() {
         let job = completed(&here, "kept", 300).await?;
         let status = job.status.context("status")?;
         ensure!(status.attempts.len() == 1 && status.measured.is_some_and(|measured| measured.attempts == 1));
-        let requests = log.of_the_operator(0)?.split_off(before);
+        let requests = log.of_the_operator(&before)?;
         let writer = |event: &Value| event["user"]["extra"]["authentication.kubernetes.io/pod-name"][0].to_string();
         let mut writers: Vec<String> = requests.iter().filter(|event| is_write(event)).map(writer).collect();
         writers.dedup();

@@ -10,9 +10,9 @@ use joulecast_tests::agent::{
 };
 use joulecast_tests::cluster::{RELEASE, RELEASE_NAMESPACE, apply, kubeconfig, repository, user_runs, user_tries};
 use joulecast_tests::job::{
-    apply_demo_model, apply_job, await_job, ensure_status_is_true, is_true, lines_done, request, requests, results,
+    apply_demo_model, apply_job, await_job, ensure_status_is_true, is_true, lines_done, requests, results,
 };
-use joulecast_tests::namespace::TestNamespace;
+use joulecast_tests::pry::pry;
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::api::{Api, DeleteParams, ListParams, Patch, PatchParams};
 use kube::config::{AuthInfo, KubeConfigOptions, Kubeconfig};
@@ -280,7 +280,7 @@ async fn a_pod_without_a_slot_sees_neither_counters_nor_another_pods_socket() {
         apply_demo_model(&here).await?;
         apply_job(&here, "holder", &requests(400, 128), json!({})).await?;
         await_job(&here, "holder", "at work", |job| lines_done(job) > 0).await?;
-        let totals = pry(&here).await?;
+        let totals = pry(&here, "/run/joulecast/cpu-0/meter.sock", json!({})).await?;
         let energy = &totals["energy"];
         ensure!(energy["source"] == "Modelled", "{energy}");
         let notes = energy["notes"].to_string();
@@ -291,41 +291,4 @@ async fn a_pod_without_a_slot_sees_neither_counters_nor_another_pods_socket() {
         Ok(Then::Stays)
     })
     .await;
-}
-
-/// A `restricted` pod that looks for RAPL and for the socket of the slot that another pod holds; its totals.
-async fn pry(here: &TestNamespace) -> Result<Value> {
-    let image = std::env::var("JOULECAST_DEMO_MODEL_IMAGE").context("JOULECAST_DEMO_MODEL_IMAGE is not set")?;
-    let input = json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "pry"},
-        "data": {"in.jsonl": request("r", "fn f() {", 4)}});
-    here.apply(&input.to_string()).await?;
-    here.apply(&format!(
-        r#"
-apiVersion: v1
-kind: Pod
-metadata: {{name: pry}}
-spec:
-  restartPolicy: Never
-  automountServiceAccountToken: false
-  securityContext: {{runAsNonRoot: true, runAsUser: 65532, runAsGroup: 65532, fsGroup: 65532, seccompProfile: {{type: RuntimeDefault}}}}
-  containers:
-  - name: pry
-    image: {image}
-    args: [run, --model, /demo-model, --engine, candle, --provider, cpu, --input, /in/in.jsonl, --out, /out/o.jsonl,
-      --output, json, --slot, /run/joulecast/cpu-0/meter.sock, --powercap, /sys/devices/virtual/powercap]
-    env: [{{name: RUST_LOG, value: "off"}}]
-    securityContext: {{allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {{drop: [ALL]}}}}
-    resources: {{requests: {{cpu: 10m, memory: 32Mi}}, limits: {{cpu: 500m, memory: 512Mi}}}}
-    volumeMounts: [{{name: in, mountPath: /in}}, {{name: out, mountPath: /out}}]
-  volumes:
-  - {{name: in, configMap: {{name: pry}}}}
-  - {{name: out, emptyDir: {{}}}}
-"#
-    ))
-    .await?;
-    let ended = "--for=jsonpath={.status.phase}=Succeeded";
-    user_runs("kubectl", &["wait", ended, "pod/pry", "-n", &here.name, "--timeout=120s"], None).await?;
-    let text = user_runs("kubectl", &["logs", "pry", "-n", &here.name], None).await?;
-    let json = text.find('{').map(|at| &text[at..]).with_context(|| format!("no JSON in {text}"))?;
-    Ok(serde_json::from_str(json)?)
 }

@@ -136,12 +136,12 @@ impl Metering {
 
     /// Takes readings of the load of GPUs into the windows of those who hold them, in the steps that made some.
     fn gather_gpu_use(&mut self, now: Duration) {
+        if !self.meter.has_fresh_load() {
+            return;
+        }
         let uids: BTreeSet<&String> = self.holders.values().map(|holder| &holder.uid).collect();
         let load = |uid: &String| Some((uid.clone(), self.meter.fresh_load_of(uid)?));
         let loads: BTreeMap<String, GpuLoad> = uids.into_iter().filter_map(load).collect();
-        if loads.is_empty() {
-            return;
-        }
         for window in self.windows.values_mut() {
             if let Some(load) = loads.get(&window.uid) {
                 window.gpu.add(load, now.saturating_sub(window.edge.at));

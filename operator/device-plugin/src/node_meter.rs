@@ -10,7 +10,7 @@ use joulecast_meter::rapl::zones;
 use joulecast_meter::topology::Package;
 use joulecast_meter::{Microjoules, Milliwatts};
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -69,6 +69,8 @@ fn mark(source: &Source) -> Option<Mark> {
 pub struct NodeMeter {
     sources: Vec<Source>,
     ledger: Ledger,
+    /// Indices of the sources with a slot that a pod holds, by its UID.
+    held: BTreeMap<String, Vec<usize>>,
     cgroups: Option<Cgroups>,
     /// Cgroup by UID of a pod that holds a slot.
     holders: BTreeMap<String, PathBuf>,
@@ -128,6 +130,7 @@ impl NodeMeter {
         let mut meter = Self {
             sources,
             ledger,
+            held: BTreeMap::new(),
             cgroups,
             holders: BTreeMap::new(),
             cpus,
@@ -173,8 +176,24 @@ impl NodeMeter {
 
     /// The GPUs that a pod holds, or has an instance of.
     pub fn gpus_of(&self, uid: &str) -> impl Iterator<Item = &Gpu> {
-        let own = self.sources.iter().filter(|source| self.ledger.holds(&source.domain, uid));
-        own.filter_map(Source::as_gpu)
+        let own = self.held.get(uid).into_iter().flatten();
+        own.filter_map(|index| self.sources.get(*index)?.as_gpu())
+    }
+
+    /// Follows a change of holders.
+    fn find_held(&mut self) {
+        let uids: BTreeSet<String> = self.ledger.owners().map(|(_, uid)| uid.to_owned()).collect();
+        let held = |uid: &String| {
+            let sources = self.sources.iter().enumerate();
+            sources.filter(|(_, source)| self.ledger.holds(&source.domain, uid)).map(|(index, _)| index).collect()
+        };
+        self.held = uids.into_iter().map(|uid| (uid.clone(), held(&uid))).collect();
+    }
+
+    /// Whether the last step read the load of a GPU anew.
+    #[must_use]
+    pub fn has_fresh_load(&self) -> bool {
+        self.gpus().any(|gpu| gpu.fresh().is_some())
     }
 
     /// How busy the whole GPUs of a pod are, if the last step read it anew. An instance in MIG mode has no figures of its own.
@@ -339,6 +358,7 @@ impl NodeMeter {
         if let Some(dir) = found {
             self.holders.insert(uid.to_owned(), dir);
             self.ledger.set_owner(slot, Some(uid.to_owned()));
+            self.find_held();
         }
         there
     }
@@ -346,12 +366,14 @@ impl NodeMeter {
     /// Takes a slot back.
     pub fn free(&mut self, slot: &str) {
         self.ledger.set_owner(slot, None);
+        self.find_held();
     }
 
     /// Forgets a pod that is gone.
     pub fn forget(&mut self, uid: &str) {
         self.holders.remove(uid);
         self.ledger.forget(uid);
+        self.find_held();
     }
 
     /// CPU time of a pod that holds a slot, in nanoseconds, as of the last step.
@@ -406,6 +428,7 @@ impl NodeMeter {
             }
         }
         self.ledger = ledger;
+        self.find_held();
         // What is set by hand counts now, not what an earlier process was told.
         self.set_idle_by_hand();
         // Those who hold slots must be in the first step, which bridges the time without an agent.

@@ -7,10 +7,13 @@
 use crate::division::divide;
 use crate::host::Host;
 use crate::topology::{Package, cpu_list};
+use kept::KeptFiles;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+
+mod kept;
 
 /// Cumulative CPU time in nanoseconds by package, in the order of the machine's packages.
 pub type PackageTimes = Vec<u64>;
@@ -49,11 +52,19 @@ pub struct Cgroups {
     kubelet_root: PathBuf,
     host: Host,
     packages: Vec<Package>,
-    /// v2 on several packages: sums read so far, and how they were divided.
-    divided: BTreeMap<PathBuf, (u64, PackageTimes)>,
+    /// Index of the package by number of the CPU.
+    package_of_cpu: Vec<Option<usize>>,
+    /// The files of the last sample.
+    kept: KeptFiles,
+    /// v2 on several packages: sums read so far, and how they were divided, by name of the cgroup.
+    divided: BTreeMap<String, (u64, PackageTimes)>,
     /// v2 on several packages: busy ticks of the node by package at the last sample.
     ticks: PackageTimes,
 }
+
+/// Names of the two cgroups that are no pod's: no UID has such characters.
+const NODE: &str = "(node)";
+const PODS: &str = "(pods)";
 
 /// Tick of `/proc/stat` in nanoseconds: `USER_HZ` is 100 wherever this project builds.
 const TICK_NANOS: u64 = 10_000_000;
@@ -75,8 +86,9 @@ impl Cgroups {
             None => return Err(CgroupError::NoTree(mount.to_owned())),
         };
         let kubelet_root = PathBuf::from(kubelet_root.trim_matches('/'));
-        let divided = BTreeMap::new();
-        Ok(Self { tree, unified, kubelet_root, host, ticks: vec![0; packages.len()], packages, divided })
+        let (kept, divided, ticks) = (KeptFiles::default(), BTreeMap::new(), vec![0; packages.len()]);
+        let package_of_cpu = package_of_cpu(&packages);
+        Ok(Self { tree, unified, kubelet_root, host, ticks, packages, package_of_cpu, kept, divided })
     }
 
     /// One phrase for reports.
@@ -132,12 +144,16 @@ impl Cgroups {
         let busy = self.busy_since_last();
         let root = self.tree.clone();
         let times = CpuTimes {
-            node: self.times(&root, &busy)?,
-            pods: kubepods.as_ref().and_then(|dir| self.times(dir, &busy)),
-            holders: holders.iter().filter_map(|(uid, dir)| Some((uid.clone(), self.times(dir, &busy)?))).collect(),
+            node: self.times(NODE, &root, &busy)?,
+            pods: kubepods.as_ref().and_then(|dir| self.times(PODS, dir, &busy)),
+            holders: holders
+                .iter()
+                .filter_map(|(uid, dir)| Some((uid.clone(), self.times(uid, dir, &busy)?)))
+                .collect(),
         };
-        self.divided
-            .retain(|dir, _| *dir == root || Some(dir) == kubepods.as_ref() || holders.values().any(|d| d == dir));
+        let wanted = |name: &String| [NODE, PODS].contains(&name.as_str()) || holders.contains_key(name);
+        self.divided.retain(|name, _| wanted(name));
+        self.kept.retain(wanted);
         Some(times)
     }
 
@@ -170,27 +186,29 @@ impl Cgroups {
         ticks
     }
 
-    fn times(&mut self, dir: &Path, busy: &[u64]) -> Option<PackageTimes> {
+    fn times(&mut self, name: &str, dir: &Path, busy: &[u64]) -> Option<PackageTimes> {
         if !self.unified {
-            return self.per_cpu(&fs::read_to_string(dir.join("cpuacct.usage_percpu")).ok()?);
+            let text = self.kept.read(name, dir, "cpuacct.usage_percpu")?;
+            return per_cpu(text, &self.package_of_cpu, self.packages.len());
         }
-        let total = match fs::read_to_string(dir.join("cpu.stat")) {
-            Ok(text) => {
+        let total = match self.kept.read(name, dir, "cpu.stat") {
+            Some(text) => {
                 let usage = text.lines().find_map(|line| line.strip_prefix("usage_usec "))?;
                 usage.trim().parse::<u64>().ok()?.checked_mul(1000)?
             }
             // Kernels before 5.10 have none in the root.
-            Err(_) if dir == self.tree => {
+            None if name == NODE => {
                 let ticks = self.busy_ticks(&self.host.text("/proc/stat")?);
                 ticks.iter().sum::<u64>().checked_mul(TICK_NANOS)?
             }
-            Err(_) => return None,
+            None => return None,
         };
         if self.packages.len() == 1 {
             return Some(vec![total]);
         }
         let within = self.only_package(dir);
-        let (last, times) = self.divided.entry(dir.to_owned()).or_insert_with(|| (total, vec![0; self.packages.len()]));
+        let (last, times) =
+            self.divided.entry(name.to_owned()).or_insert_with(|| (total, vec![0; self.packages.len()]));
         let used = total.saturating_sub(*last);
         *last = total;
         match within {
@@ -211,15 +229,31 @@ impl Cgroups {
         let package = self.packages.iter().position(|package| package.cpus.contains(first))?;
         cpus.iter().all(|cpu| self.packages[package].cpus.contains(cpu)).then_some(package)
     }
+}
 
-    /// `cpuacct.usage_percpu`: one number for each possible CPU, by number.
-    fn per_cpu(&self, text: &str) -> Option<PackageTimes> {
-        let times: Vec<u64> = text.split_ascii_whitespace().map(|time| time.parse().ok()).collect::<Option<_>>()?;
-        let of = |package: &Package| {
-            package.cpus.iter().try_fold(0u64, |sum, cpu| sum.checked_add(*times.get(usize::try_from(*cpu).ok()?)?))
-        };
-        self.packages.iter().map(of).collect()
+/// Index of the package by number of the CPU.
+fn package_of_cpu(packages: &[Package]) -> Vec<Option<usize>> {
+    let mut of = Vec::new();
+    for (index, package) in packages.iter().enumerate() {
+        for cpu in package.cpus.iter().filter_map(|cpu| usize::try_from(*cpu).ok()) {
+            of.resize(of.len().max(cpu + 1), None);
+            of[cpu] = Some(index);
+        }
     }
+    of
+}
+
+/// `cpuacct.usage_percpu`: one number for each possible CPU, by number. `None` if one of a package's CPUs is missing.
+fn per_cpu(text: &str, package_of_cpu: &[Option<usize>], packages: usize) -> Option<PackageTimes> {
+    let mut times = vec![0u64; packages];
+    let mut fields = text.split_ascii_whitespace();
+    for package in package_of_cpu {
+        let time = fields.next()?.parse().ok()?;
+        if let Some(package) = package {
+            times[*package] = times[*package].checked_add(time)?;
+        }
+    }
+    Some(times)
 }
 
 #[cfg(test)]

@@ -1,6 +1,17 @@
 # shellcheck shell=bash disable=SC2154  # what is named here and not set is set in settings.sh
 # A node: namespaces of its own with containerd and a kubelet in them.
 
+# The containerd of a node is Debian's, or one from build/bin/cdi that knows CDI: a file in the node's directory says so.
+mark_cdi() { # NODE...: of those that are not there yet
+    local node
+    for node in "$@"; do
+        node_names | grep -xF -- "$node" >/dev/null && continue
+        mkdir -p "$(node_directory "$node")"
+        touch "$(node_directory "$node")/cdi"
+    done
+}
+containerd_path() { if [ -e "$(node_directory "$1")/cdi" ]; then printf '%s\n' "$bin/cdi:$PATH"; else printf '%s\n' "$PATH"; fi; }
+
 ctr() { local node=$1; shift; inside "$node" ctr -n k8s.io "$@"; }
 containerd_ready() { ctr "$1" version >/dev/null 2>&1; }
 booted() { [ -e "$(node_directory "$1")/booted" ]; }
@@ -27,7 +38,7 @@ machine_up() {
     write_network_config "$node" "$directory/network/10-pods.conflist"
     if ! running "$node.containerd"; then
         write_containerd_config "$node" "$directory/containerd.toml"
-        node_daemon "$node" containerd containerd -c "$directory/containerd.toml"
+        node_daemon "$node" containerd env PATH="$(containerd_path "$node")" containerd -c "$directory/containerd.toml"
     fi
     retry 150 0.1 containerd_ready "$node" || fail "containerd of $node is not ready: $(tail -n 3 "$logs/$node.containerd.log")"
     [ -n "$(ctr "$node" images ls -q name==localhost/joulecast/pause:1)" ] || load_image "$node" "$pause_image" >/dev/null

@@ -280,6 +280,10 @@ nvml! {
                 told.eventData = xid.number;
                 return put(event, told);
             }
+            if state.is_final {
+                std::thread::sleep(Duration::from_millis(timeout_ms.into()));
+                break;
+            }
             std::thread::sleep(LOOK);
         }
         Err(TIMEOUT)

@@ -41,7 +41,7 @@ impl FakeGpus {
     pub(crate) fn new(gpus: Vec<Gpu>) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let library = joulecast_fake_nvml::install(dir.path()).unwrap();
-        let state = State { gpus, xids: Vec::new(), at_millis: Some(1_000_000) };
+        let state = State { gpus, xids: Vec::new(), at_millis: Some(1_000_000), is_final: false };
         state.write(dir.path()).unwrap();
         let nvml = Nvml::open(library.as_os_str()).unwrap();
         let fake = Self { dir, state, nvml };
