@@ -54,6 +54,7 @@ const OF_A_PROFILE_RUN: &[(&str, u32)] = &[
     ("patch-profileruns-status", 3),
     ("patch-energymodels", 1),
     ("patch-energymodels-status", 1),
+    ("patch-events", 1),
 ];
 /// Enough for the run to be at work when it is suspended.
 const LINES: u32 = 300;
@@ -270,29 +271,47 @@ async fn each_point(
     Ok(())
 }
 
-async fn all_lives(here: &TestNamespace) -> Result<()> {
-    let dir = std::env::temp_dir().join(format!("kills-operator-{}", std::process::id()));
-    fs::create_dir_all(&dir)?;
-    let machine = Machine { namespace: here.name.clone(), dir };
-    let of_chart =
-        ["get", "configmap", "joulecast-operator", "-n", RELEASE_NAMESPACE, "-o", "jsonpath={.data.config\\.yaml}"];
-    fs::write(machine.dir.join("config.yaml"), user_runs("kubectl", &of_chart, None).await?)?;
-    fs::write(machine.dir.join("key"), "a key that all of these operators have")?;
-    each_point(here, &machine, "job", OF_A_JOB, job).await?;
-    each_point(here, &machine, "short", OF_A_SHORT_LIVED_JOB, short_lived_job).await?;
-    each_point(here, &machine, "profile", OF_A_PROFILE_RUN, profile_run).await?;
-    fs::remove_dir_all(&machine.dir)?;
-    Ok(())
-}
-
-#[tokio::test]
-async fn killed_at_any_write_the_operator_goes_on_where_it_was() {
+/// The lives of a kind, with the installed operator at rest meanwhile; one kind at a time.
+async fn lives(
+    kind: &'static str,
+    points: &'static [(&'static str, u32)],
+    life: impl AsyncFn(&TestNamespace, &str) -> Result<()>,
+) {
+    static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
+    let _alone = ALONE.lock().await;
     with_namespace("kills", |here| async move {
         apply_demo_model(&here).await?;
         installed(0).await?;
-        let outcome = all_lives(&here).await;
+        let outcome = async {
+            let dir = std::env::temp_dir().join(format!("kills-operator-{kind}-{}", std::process::id()));
+            fs::create_dir_all(&dir)?;
+            let machine = Machine { namespace: here.name.clone(), dir };
+            let text = "jsonpath={.data.config\\.yaml}";
+            let of_chart = ["get", "configmap", "joulecast-operator", "-n", RELEASE_NAMESPACE, "-o", text];
+            fs::write(machine.dir.join("config.yaml"), user_runs("kubectl", &of_chart, None).await?)?;
+            fs::write(machine.dir.join("key"), "a key that all of these operators have")?;
+            each_point(&here, &machine, kind, points, life).await?;
+            fs::remove_dir_all(&machine.dir)?;
+            Ok(())
+        }
+        .await;
         installed(1).await?;
         outcome
     })
     .await;
+}
+
+#[tokio::test]
+async fn killed_at_any_write_for_a_job_the_operator_goes_on_where_it_was() {
+    lives("job", OF_A_JOB, job).await;
+}
+
+#[tokio::test]
+async fn killed_while_it_deletes_a_job_the_operator_goes_on_where_it_was() {
+    lives("short", OF_A_SHORT_LIVED_JOB, short_lived_job).await;
+}
+
+#[tokio::test]
+async fn killed_at_any_write_for_a_profile_run_the_operator_goes_on_where_it_was() {
+    lives("profile", OF_A_PROFILE_RUN, profile_run).await;
 }
