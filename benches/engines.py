@@ -24,12 +24,14 @@ OURS = {
     "onnx int8": ("onnx", "packs/onnx-int8", []),
     "openvino f32": ("openvino", "packs/openvino-f32", []),
 }
+# llama.cpp itself, where the runtime was built with it (make engine-llamacpp).
+LLAMA = {f"llamacpp {dtype}": ("llamacpp", f"packs/gguf-{dtype}", []) for dtype in ("f32", "q8_0", "q4_0")}
 # Which of ours each peer is compared with: the same weights.
 PEERS = {"onnxruntime f32": "onnx f32", "onnxruntime int8": "onnx int8", "transformers f32": "candle f32"}
 
 
 def ours(name, given):
-    engine, directory, more = OURS[name]
+    engine, directory, more = (OURS | LLAMA)[name]
     command = [given.runtime, "bench", "--engine", engine, "--provider", "cpu", "--model", str(given.models / directory),
                "--prompt-tokens", str(given.prompt), "--gen-tokens", str(given.tokens), "--batch", str(given.batch),
                "--threads", str(given.threads), "--repeat", "1", "--output", "json", *more]
@@ -107,6 +109,13 @@ def peer(name, given):
     return json.loads(run.stdout.splitlines()[-1])
 
 
+def has(engine, given):
+    """Whether the runtime's build holds an engine."""
+    run = subprocess.run([given.runtime, "bench", "--engine", engine, "--provider", "cpu", "--model", "/nonexistent", "--prompt-tokens", "1",
+                          "--gen-tokens", "1", "--batch", "1", "--repeat", "1"], capture_output=True, text=True)
+    return "not in this build" not in run.stderr
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--runtime", default=str(HERE.parent / "target/release/joulecast-runtime"))
@@ -122,20 +131,24 @@ def main():
         measured = transformers_peer(given) if given.peer.startswith("transformers") else onnx_peer(given, given.peer.split()[1])
         print(json.dumps(measured))
         return
+    own, pairs = list(OURS), dict(PEERS)
+    if has("llamacpp", given):
+        own += LLAMA
+        pairs |= {name: "candle " + name.split()[1] for name in LLAMA}
     rounds = []
     for number in range(given.rounds):
-        found = {name: ours(name, given) for name in OURS} | {name: peer(name, given) for name in PEERS}
+        found = {name: ours(name, given) for name in own} | {name: peer(name, given) for name in PEERS}
         rounds.append(found)
         print(f"round {number + 1} of {given.rounds}", file=sys.stderr)
     median = lambda values: statistics.median(values)
     print(f"{given.threads} threads, prompts of {given.prompt}, {given.tokens} tokens, batch {given.batch}, medians of {given.rounds} rounds; tokens/s")
     print(f"{'':20} {'prefill':>9} {'of limit':>9} {'decode':>9} {'of limit':>9}")
-    for name in [*OURS, *PEERS]:
+    for name in [*own, *PEERS]:
         cells = [median([r[name][phase] for r in rounds]) for phase in ("prefill", "decode")]
         shares = [[r[name].get(f"{phase}_share") for r in rounds] for phase in ("prefill", "decode")]
         shown = [f"{100 * median(s):.0f} %" if None not in s else "" for s in shares]
         print(f"{name:20} {cells[0]:9.1f} {shown[0]:>9} {cells[1]:9.1f} {shown[1]:>9}")
-    for name, mine in PEERS.items():
+    for name, mine in pairs.items():
         ratios = [median([r[mine][phase] / r[name][phase] for r in rounds]) for phase in ("prefill", "decode")]
         print(f"{mine} is {ratios[0]:.2f} times as fast as {name} in prefill, {ratios[1]:.2f} times in decode")
 

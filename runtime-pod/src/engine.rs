@@ -10,11 +10,13 @@ mod appended;
 mod candle;
 pub mod config;
 pub mod gguf;
+#[cfg(feature = "llamacpp")]
+mod llamacpp;
 #[cfg(feature = "onnx")]
 mod onnx;
 #[cfg(feature = "openvino")]
 mod openvino;
-#[cfg(any(feature = "onnx", feature = "openvino"))]
+#[cfg(any(feature = "llamacpp", feature = "onnx", feature = "openvino"))]
 mod rows;
 #[cfg(any(feature = "onnx", feature = "openvino"))]
 mod shared_library;
@@ -142,6 +144,10 @@ pub enum Dtype {
     #[serde(rename = "q4_0")]
     #[value(name = "q4_0")]
     Q4_0,
+    /// GGUF's 4 bits in blocks of 256 weights, with scales and minima for each 32 of them.
+    #[serde(rename = "q4_K")]
+    #[value(name = "q4_K")]
+    Q4K,
     /// 8 bits as ONNX Runtime's artifacts have them.
     Int8,
     /// 4 bits as ONNX Runtime's artifacts have them.
@@ -150,7 +156,8 @@ pub enum Dtype {
 
 impl Dtype {
     /// All types.
-    pub const ALL: [Self; 7] = [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0, Self::Int8, Self::Int4];
+    pub const ALL: [Self; 8] =
+        [Self::F32, Self::F16, Self::Bf16, Self::Q8_0, Self::Q4_0, Self::Q4K, Self::Int8, Self::Int4];
 
     /// The name as manifests, command lines and reports write it.
     pub const fn as_str(self) -> &'static str {
@@ -160,6 +167,7 @@ impl Dtype {
             Self::Bf16 => "bf16",
             Self::Q8_0 => "q8_0",
             Self::Q4_0 => "q4_0",
+            Self::Q4K => "q4_K",
             Self::Int8 => "int8",
             Self::Int4 => "int4",
         }
@@ -172,6 +180,7 @@ impl Dtype {
             Self::F16 | Self::Bf16 => values * 2,
             Self::Q8_0 => values / 32 * 34,
             Self::Q4_0 => values / 32 * 18,
+            Self::Q4K => values / 256 * 144,
             Self::Int8 => values / 32 * 36,
             Self::Int4 => values / 32 * 20,
         }
@@ -418,6 +427,9 @@ pub fn available() -> Vec<EngineName> {
     if cfg!(feature = "openvino") {
         names.push(EngineName::Openvino);
     }
+    if cfg!(feature = "llamacpp") {
+        names.push(EngineName::Llamacpp);
+    }
     names
 }
 
@@ -440,6 +452,10 @@ pub fn load(options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         EngineName::Openvino => Ok(Box::new(openvino::load(options)?)),
         #[cfg(not(feature = "openvino"))]
         engine @ EngineName::Openvino => Err(EngineError::NotInBuild { engine, has: has() }),
+        #[cfg(feature = "llamacpp")]
+        EngineName::Llamacpp => Ok(Box::new(llamacpp::LlamaCppEngine::load(options)?)),
+        #[cfg(not(feature = "llamacpp"))]
+        engine @ EngineName::Llamacpp => Err(EngineError::NotInBuild { engine, has: has() }),
         engine => Err(EngineError::NotImplemented { engine, has: has() }),
     }
 }

@@ -4,8 +4,14 @@
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 programs=${CARGO_TARGET_DIR:-target}/release
+features=()
+# engines that the runtime has only on request, such as llamacpp
+if [ -n "${RUNTIME_FEATURES:-}" ]; then
+	for feature in ${RUNTIME_FEATURES//,/ }; do features+=(--features "joulecast-runtime/$feature"); done
+	[[ $RUNTIME_FEATURES != *llamacpp* ]] || charts/images/llamacpp-tools
+fi
 cargo build --release --locked --bin joulecast --bin joulecast-operator --bin joulecast-runtime \
-	--bin joulecast-device-plugin
+	--bin joulecast-device-plugin "${features[@]}"
 charts/images/build
 name=$(charts/images/layout.py image --name localhost/joulecast/demo-model --out build/images/demo-model.tar \
 	--directory tests/demo/model=/demo-model "$programs/joulecast-runtime")

@@ -67,6 +67,7 @@ pub struct Domain {
 impl Domain {
     /// How far a point lies outside, in doublings: 0 inside. A prediction there is an extrapolation.
     #[must_use]
+    #[inline]
     pub fn octaves_outside(&self, tau_in: f64, tau_out: f64, batch: f64) -> f64 {
         let beyond = |[low, high]: [f64; 2], v: f64| {
             // Below a token there is nothing to halve.

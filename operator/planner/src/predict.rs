@@ -172,24 +172,28 @@ impl Predictor {
         self.octaves_outside(tau_in, tau_out) > 0.0
     }
 
+    #[inline]
     fn octaves_outside(&self, tau_in: f64, tau_out: f64) -> f64 {
         self.domain.map_or(0.0, |domain| domain.octaves_outside(tau_in, tau_out, self.batch))
     }
 
     /// Predicted joules of a request.
     #[must_use]
+    #[inline]
     pub fn energy(&self, tau_in: f64, tau_out: f64) -> Option<Prediction> {
         self.energy.as_ref().map(|q| q.at(tau_in, tau_out, self.octaves_outside(tau_in, tau_out)))
     }
 
     /// Predicted device-seconds of a request.
     #[must_use]
+    #[inline]
     pub fn runtime(&self, tau_in: f64, tau_out: f64) -> Option<Prediction> {
         self.runtime.as_ref().map(|q| q.at(tau_in, tau_out, self.octaves_outside(tau_in, tau_out)))
     }
 }
 
 impl QuantityPredictor {
+    #[inline]
     fn at(&self, tau_in: f64, tau_out: f64, octaves_outside: f64) -> Prediction {
         let value = self.cost.at_point(tau_in, tau_out);
         // Only the paper's form predicts what is not positive; it has no interval then.

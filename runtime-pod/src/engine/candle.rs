@@ -170,7 +170,7 @@ impl Form {
             Dtype::Bf16 => Ok(Self::Plain(Float::Bf16)),
             Dtype::Q8_0 => Ok(Self::Packed(Bits::Eight)),
             Dtype::Q4_0 => Ok(Self::Packed(Bits::Four)),
-            Dtype::Int8 | Dtype::Int4 => Err(EngineError::Option {
+            Dtype::Q4K | Dtype::Int8 | Dtype::Int4 => Err(EngineError::Option {
                 option: "--dtype",
                 problem: format!("the candle engine does not have {dtype}; give f32, f16, bf16, q8_0 or q4_0"),
             }),

@@ -50,7 +50,8 @@ enum Kind {
     Bf16,
     Q8_0,
     Q4_0,
-    /// One that is not implemented, by its number.
+    Q4K,
+    /// One that no engine here asks for, by its number.
     Other(u32),
 }
 
@@ -61,6 +62,7 @@ impl Kind {
             1 => Self::F16,
             2 => Self::Q4_0,
             8 => Self::Q8_0,
+            12 => Self::Q4K,
             30 => Self::Bf16,
             other => Self::Other(other),
         }
@@ -73,6 +75,7 @@ impl Kind {
             Self::F16 | Self::Bf16 => Some((1, 2)),
             Self::Q8_0 => Some((32, 34)),
             Self::Q4_0 => Some((32, 18)),
+            Self::Q4K => Some((256, 144)),
             Self::Other(n) => OTHERS.iter().find(|other| other.0 == n).map(|other| (other.2, other.3)),
         }
     }
@@ -84,6 +87,7 @@ impl Kind {
             Self::Bf16 => "bf16".into(),
             Self::Q8_0 => "q8_0".into(),
             Self::Q4_0 => "q4_0".into(),
+            Self::Q4K => "q4_K".into(),
             Self::Other(n) => {
                 OTHERS.iter().find(|other| other.0 == n).map_or(format!("number {n}"), |other| other.1.to_owned())
             }
@@ -92,13 +96,12 @@ impl Kind {
 }
 
 /// ggml's further types that files are often made of: number, name, values of a block, and its bytes.
-const OTHERS: [(u32, &str, u64, u64); 8] = [
+const OTHERS: [(u32, &str, u64, u64); 7] = [
     (3, "q4_1", 32, 20),
     (6, "q5_0", 32, 22),
     (7, "q5_1", 32, 24),
     (10, "q2_K", 256, 84),
     (11, "q3_K", 256, 110),
-    (12, "q4_K", 256, 144),
     (13, "q5_K", 256, 176),
     (14, "q6_K", 256, 210),
 ];

@@ -70,6 +70,23 @@ impl Rows {
         exchanges
     }
 
+    /// Puts the sequences of `batch` into those of the first rows that are free, and leaves the rest where it is. The moves that
+    /// it gives (from, to) are made here already.
+    #[cfg(feature = "llamacpp")]
+    pub(super) fn gather_into_free(&mut self, batch: &[SlotToken]) -> Vec<(usize, usize)> {
+        let mut moves = Vec::new();
+        for b in batch {
+            let from = self.of(b.slot);
+            if from < batch.len() {
+                continue;
+            }
+            let Some(to) = self.slot[..batch.len()].iter().position(Option::is_none) else { break };
+            self.swap(from, to);
+            moves.push((from, to));
+        }
+        moves
+    }
+
     /// Places in `batch` in the order of their rows.
     pub(super) fn order(&self, batch: &[SlotToken]) -> Vec<usize> {
         let mut order: Vec<usize> = (0..batch.len()).collect();

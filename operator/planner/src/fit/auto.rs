@@ -7,6 +7,7 @@ use super::form::Form;
 use super::nnls::Normal;
 use super::robust::{Candidate, Estimate, Scale, Start, crude};
 use super::rows::Rows;
+use std::borrow::Cow;
 
 /// A fitted form and its errors.
 #[derive(Debug, Clone)]
@@ -41,6 +42,54 @@ pub(crate) const SMALLEST_CONSTANT: f64 = 1e-3;
 /// A sample is flagged when its error is beyond so many scales, and beyond the second figure.
 const FLAG_SCALES: f64 = 6.0;
 const FLAG_ERROR: f64 = 0.15;
+/// Forms are chosen at most so many times more, each time without what the last one shows to be wrong.
+const TRIMS: usize = 3;
+
+/// What tells which rows are plainly wrong.
+struct Judge {
+    form: Form,
+    scale: Scale,
+}
+
+impl Judge {
+    fn of(candidate: &Candidate, estimate: &Estimate) -> Self {
+        Self { form: form_of(candidate, estimate), scale: estimate.scale }
+    }
+
+    fn wrong(&self, rows: &Rows) -> Vec<bool> {
+        let wrong = |i: usize| {
+            let log = self.form.at(rows.points[i]).ln();
+            (rows.logs[i] - log).abs() > (FLAG_SCALES * self.scale.at(log)).max(FLAG_ERROR)
+        };
+        (0..rows.len()).map(wrong).collect()
+    }
+}
+
+/// Repeats the choice of a form without the rows that the chosen one shows to be plainly wrong, until it shows no others.
+///
+/// A wrong row has no weight in a fit. But among the errors by which forms are compared it is a large one that none of
+/// them explains: with one in twenty of them every form looks nearly as bad as the next, and the simplest is taken.
+fn without_wrong<T>(all: &[Rows], choose: impl Fn(&[Rows]) -> (T, Vec<Judge>)) -> T {
+    let mut wrong: Vec<Vec<bool>> = all.iter().map(|rows| vec![false; rows.len()]).collect();
+    let mut kept = Cow::Borrowed(all);
+    for _ in 0..TRIMS {
+        let (chosen, judges) = choose(&kept);
+        let seen: Vec<Vec<bool>> = all.iter().zip(&judges).map(|(rows, judge)| judge.wrong(rows)).collect();
+        if seen == wrong {
+            return chosen;
+        }
+        let rest = all
+            .iter()
+            .zip(&seen)
+            .map(|(rows, wrong)| rows.pick(&(0..rows.len()).filter(|&i| !wrong[i]).collect::<Vec<_>>()));
+        let rest: Vec<Rows> = rest.collect();
+        if rest.iter().any(|rows| rows.cell_count() < 2) {
+            return chosen;
+        }
+        (wrong, kept) = (seen, Cow::Owned(rest));
+    }
+    choose(&kept).0
+}
 
 /// Fits `rows`, at least two cells of them, with a form of the family.
 pub(crate) fn fit(rows: &Rows, family: Family, seed: u64) -> Fitted {
@@ -67,10 +116,15 @@ pub(crate) fn fit(rows: &Rows, family: Family, seed: u64) -> Fitted {
 /// what an engine does with its cache shows in joules and seconds alike.
 pub(crate) fn choose(quantities: &[&Rows]) -> Family {
     let thin: Vec<Rows> = quantities.iter().map(|rows| rows.thinned(CHOOSE_ON)).collect();
-    let starts: Vec<(Extent, Starts)> = thin.iter().map(starts).collect();
-    let mut best: Option<(f64, Family)> = None;
+    without_wrong(&thin, choose_among)
+}
+
+/// The family for these rows, and what tells the wrong ones.
+fn choose_among(quantities: &[Rows]) -> (Family, Vec<Judge>) {
+    let starts: Vec<(Extent, Starts)> = quantities.iter().map(starts).collect();
+    let mut best: Option<(f64, Family, Vec<Judge>)> = None;
     for family in FAMILIES {
-        let scores = thin.iter().zip(&starts).map(|(rows, (extent, starts))| {
+        let fits = quantities.iter().zip(&starts).map(|(rows, (extent, starts))| {
             let mut candidate = family.candidate(extent)?;
             let mut matrix = candidate.matrix(&rows.points);
             let mut estimate = fit_candidate(&candidate, rows, &matrix, starts);
@@ -79,15 +133,17 @@ pub(crate) fn choose(quantities: &[&Rows]) -> Family {
                 (candidate, estimate) = drop_terms(candidate.reduced_to(&estimate.coefficients), estimate, rows);
                 matrix = candidate.matrix(&rows.points);
             }
-            Some((score(&candidate, rows, &matrix, &estimate) + NEGLIGIBLE).ln())
+            let score = (score(&candidate, rows, &matrix, &estimate) + NEGLIGIBLE).ln();
+            Some((score, Judge::of(&candidate, &estimate)))
         });
-        let Some(total) = scores.sum::<Option<f64>>() else { continue };
-        let mean = total / quantities.len() as f64;
-        if best.is_none_or(|(least, _)| mean < least + CLEARLY_BETTER.ln()) {
-            best = Some((mean, family));
+        let Some((scores, judges)) = fits.collect::<Option<(Vec<f64>, Vec<Judge>)>>() else { continue };
+        let mean = scores.iter().sum::<f64>() / quantities.len() as f64;
+        if best.as_ref().is_none_or(|(least, _, _)| mean < least + CLEARLY_BETTER.ln()) {
+            best = Some((mean, family, judges));
         }
     }
-    best.map_or(Family::Linear, |(_, family)| family)
+    let (_, family, judges) = best.expect("two cells are enough for `Linear`");
+    (family, judges)
 }
 
 /// Predictions to start fits from.
@@ -124,8 +180,16 @@ fn fit_candidate(candidate: &Candidate, rows: &Rows, matrix: &[f64], starts: &[V
     best.expect("there is a start and a guess").1
 }
 
-/// Fits a family, and drops the terms that cross-validation does not miss.
+/// Fits a family to the rows that are not plainly wrong, and drops the terms that cross-validation does not miss.
 fn fit_family(family: Family, rows: &Rows) -> (Candidate, Estimate) {
+    without_wrong(std::slice::from_ref(rows), |rows| {
+        let (candidate, estimate) = fit_terms(family, &rows[0]);
+        let judge = Judge::of(&candidate, &estimate);
+        ((candidate, estimate), vec![judge])
+    })
+}
+
+fn fit_terms(family: Family, rows: &Rows) -> (Candidate, Estimate) {
     let (extent, starts) = starts(rows);
     let candidate = family.candidate(&extent).or_else(|| Family::Linear.candidate(&extent));
     // At least two cells: `Linear` is possible.
@@ -254,12 +318,8 @@ fn form_of(candidate: &Candidate, estimate: &Estimate) -> Form {
 fn finish(rows: &Rows, candidate: &Candidate, estimate: &Estimate, held_out: Option<Vec<f64>>) -> Fitted {
     let form = form_of(candidate, estimate);
     let standard_errors = standard_errors(&form, rows, &estimate.scale);
-    let flagged = (0..rows.len()).map(|i| {
-        let prediction = form.at(rows.points[i]);
-        let limit = (FLAG_SCALES * estimate.scale.at(prediction.ln())).max(FLAG_ERROR);
-        (rows.values[i] / prediction).ln().abs() > limit
-    });
-    Fitted { flagged: flagged.collect(), standard_errors, form, held_out }
+    let judge = Judge { form, scale: estimate.scale };
+    Fitted { flagged: judge.wrong(rows), standard_errors, form: judge.form, held_out }
 }
 
 /// Standard errors of the main terms of a form that was not fitted to these rows alone.

@@ -73,8 +73,8 @@ impl Interval {
     pub fn bounds(&self, prediction: f64, octaves_outside: f64) -> (f64, f64) {
         let scale = Scale { base: self.scale, slope: self.scale_slope, pivot: self.scale_pivot };
         let inside = scale.at(prediction.ln());
-        let outside = PER_OCTAVE * octaves_outside;
-        let deviation = (inside * inside + outside * outside).sqrt();
+        // Inside of the samples, which is the rule, there is no root to take.
+        let deviation = if octaves_outside > 0.0 { inside.hypot(PER_OCTAVE * octaves_outside) } else { inside };
         (prediction * (self.lower * deviation).exp(), prediction * (self.upper * deviation).exp())
     }
 }

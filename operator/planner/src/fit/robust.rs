@@ -114,6 +114,7 @@ impl Scale {
     }
 
     /// The standard deviation of r at the logarithm of a prediction.
+    #[inline]
     pub(crate) fn at(&self, log_prediction: f64) -> f64 {
         let factor = (self.slope * (log_prediction - self.pivot)).exp();
         (self.base * factor.clamp(1.0 / SCALE_RANGE, SCALE_RANGE)).max(SMALLEST_SCALE)

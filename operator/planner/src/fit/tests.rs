@@ -132,6 +132,47 @@ fn wrong_samples_are_named_and_move_nothing() {
     assert!(error(&after) < error(&before) + 0.01);
 }
 
+/// Sweeps of one length at a time, five trials each, of an engine whose prefill fills the device at 512 tokens: that is
+/// seen by exact measurements only.
+fn sweeps() -> Vec<Sample> {
+    let truth = |x: f64, y: f64| 0.05 + 1e-4 * x + 1.5e-4 * (x - 512.0).max(0.0) + 0.05 * y + 1e-7 * x * y;
+    let lengths = (6..14).map(|k| f64::from(1 << k));
+    let points = lengths.clone().map(|x| (x, 128.0)).chain(lengths.map(|y| (512.0, y)));
+    let points: Vec<(f64, f64)> = points.flat_map(|point| [point; 5]).collect();
+    samples(&points, truth, 0.004)
+}
+
+#[test]
+fn wrong_samples_do_not_choose_a_simpler_form() {
+    let clean = sweeps();
+    let family = |group: &Group| group.runtime.as_ref().map(|runtime| runtime.family.clone());
+    let before = auto(clean.clone());
+    assert_eq!(family(&before).as_deref(), Some("cached"));
+    for first in 0..8 {
+        // One sample in each twenty.
+        let (mut dirty, mut wrong) = (clean.clone(), vec![]);
+        for kind in 0..4 {
+            let sample = &mut dirty[20 * kind + (7 * first + kind) % 20];
+            match kind {
+                0 => sample.runtime = sample.runtime.map(|r| r * 0.01),
+                1 => sample.runtime = sample.runtime.map(|r| r * 100.0),
+                _ => (sample.tau_in, sample.tau_out) = (sample.tau_out, sample.tau_in),
+            }
+            if sample.tau_in != sample.tau_out || kind < 2 {
+                wrong.push(sample.row);
+            }
+        }
+        let after = auto(dirty);
+        assert_eq!(family(&after), family(&before), "{first}");
+        assert!(wrong.iter().all(|row| after.flagged.contains(row)), "{wrong:?} in {:?}", after.flagged);
+        let ratios = clean.iter().map(|s| {
+            let at = |group: &Group| predictor(group).runtime(s.tau_in, s.tau_out).unwrap().value;
+            (at(&after) / at(&before) - 1.0).abs()
+        });
+        assert!(median(ratios.collect()).unwrap() < 0.003, "{first}");
+    }
+}
+
 #[test]
 fn intervals_cover_what_they_say() {
     // Points that no fit has seen, between those that it has.

@@ -20,8 +20,10 @@ use super::{smooth, tally};
 const SMALL: usize = 50_000;
 /// Nodes that the first estimate of prices is made from.
 const COARSE: usize = 4096;
-/// Corrections of that estimate by all requests.
-const CORRECTIONS: usize = 8;
+/// Corrections of that estimate by all requests, and halvings of those that went too far.
+const CORRECTIONS: usize = 12;
+/// A correction that gains less than this part of the dual function is the last.
+const CORRECTED: f64 = 1e-12;
 /// Requests that stay undecided when all others are decided by prices.
 const UNDECIDED: f64 = 5000.0;
 /// Requests that are looked at to find how near a border is, and how many of them are near each candidate's at least.
@@ -330,11 +332,18 @@ impl Stage<'_> {
             let decided =
                 Core::of_requests(ground, rows, self.limits, self.surcharge, &priced, &priced.margins(&sharp));
             let value = decided.settled - prices.iter().zip(&decided.left).map(|(p, left)| p * left).sum::<f64>();
-            smoothed.correct(&decided.left);
-            if best.as_ref().is_some_and(|(known, _)| value <= *known) {
-                break;
+            match &best {
+                // Too far: costs with knots bend under a step.
+                Some((known, prices)) if value <= *known => smoothed.halve(prices),
+                known => {
+                    let gained = known.as_ref().map_or(f64::INFINITY, |(known, _)| value - known);
+                    best = Some((value, prices));
+                    if gained <= CORRECTED * value.abs() {
+                        break;
+                    }
+                    smoothed.correct(&decided.left);
+                }
             }
-            best = Some((value, prices));
         }
         best.map(|(_, prices)| prices)
     }

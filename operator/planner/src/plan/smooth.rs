@@ -133,6 +133,13 @@ impl Smoothed {
         &self.prices
     }
 
+    /// Goes half way back to the prices before the last correction.
+    pub(crate) fn halve(&mut self, before: &[f64]) {
+        self.prices.iter_mut().zip(before).for_each(|(price, before)| *price = 0.5 * (*price + before));
+        self.last.iter_mut().for_each(|(step, _)| *step *= 0.5);
+        self.length *= 0.5;
+    }
+
     /// Corrects the prices by what they leave of the limits, over all requests: a step of Newton's method over the rows
     /// that have a price or are exceeded.
     pub(crate) fn correct(&mut self, left: &[f64]) {

@@ -46,6 +46,11 @@ impl GgufWeights {
         Ok((all, config))
     }
 
+    /// The file's header.
+    pub fn header(&self) -> &Gguf {
+        &self.header
+    }
+
     fn factors(&mut self) -> Result<Option<Vec<f32>>, EngineError> {
         const NAME: &str = "rope_freqs.weight";
         let Some(tensor) = self.header.tensors.get(NAME).cloned() else { return Ok(None) };
@@ -77,7 +82,7 @@ impl GgufWeights {
             let problem = format!("{own} has shape {:?}, but its metadata asks for {want:?}", tensor.shape);
             return Err(self.header.fail(problem));
         }
-        if let Kind::Other(_) = tensor.kind {
+        if let Kind::Q4K | Kind::Other(_) = tensor.kind {
             return Err(self.header.fail(format!(
                 "{own} is of type {}; f32, f16, bf16, q8_0 and q4_0 are implemented: make the file with one of them for all \
                  matrices (llama-quantize --pure, or tools/modelpack)",
@@ -176,7 +181,7 @@ fn widen(kind: Kind, raw: &[u8], out: &mut Vec<f32>) {
                 out.extend(block[2..].iter().map(|b| scale * (f32::from(b >> 4) - 8.0)));
             }
         }
-        Kind::Other(_) => {}
+        Kind::Q4K | Kind::Other(_) => {}
     }
 }
 
@@ -215,6 +220,7 @@ impl Source for GgufWeights {
             Kind::Bf16 => Some(Dtype::Bf16),
             Kind::Q8_0 => Some(Dtype::Q8_0),
             Kind::Q4_0 => Some(Dtype::Q4_0),
+            Kind::Q4K => Some(Dtype::Q4K),
             Kind::Other(_) => None,
         }
     }
