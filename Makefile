@@ -106,10 +106,44 @@ cluster-tests: ## the tests that need the local cluster, which `make demo` leave
 
 .PHONY: faults
 faults: export KUBECONFIG := $(cluster_kubeconfig)
-faults: setup images cluster-up ## nodes powered off and cut, everything restarted under running jobs; adds a second node for some minutes
+faults: setup images cluster-up kills-operator buckets upgrade ## nodes powered off and cut, everything restarted under running jobs; adds a second node for some minutes
 	$(call stage,takes nodes and daemons away under running jobs)
 	tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
 	tests/two-nodes.sh faults
+
+.PHONY: kills-operator
+kills-operator: export KUBECONFIG := $(cluster_kubeconfig)
+kills-operator: setup images cluster-up ## kill the operator in front of every write to the API, and start it anew (a build with fail points)
+	$(call stage,kills joulecast-operator at every fail point while it works)
+	tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
+	tests/install.sh >/dev/null
+	cargo build --release --workspace --features joulecast-operator/fail-points --bin joulecast-operator
+	cp target/release/joulecast-operator build/joulecast-operator-with-points
+	# Puts the one without points back.
+	cargo build --release --bin joulecast-operator
+	set -a
+	. build/images/images.env
+	set +a
+	JOULECAST_OPERATOR_WITH_POINTS=$(CURDIR)/build/joulecast-operator-with-points \
+		cargo test --release --workspace --test kills_operator -- --nocapture
+
+.PHONY: buckets
+buckets: export KUBECONFIG := $(cluster_kubeconfig)
+buckets: setup images cluster-up ## jobs from bucket to bucket, against an S3-compatible server that the tests start
+	$(call stage,runs jobs from bucket to bucket)
+	tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
+	tests/install.sh >/dev/null
+	set -a
+	. build/images/images.env
+	set +a
+	cargo test --release --workspace --test buckets
+
+.PHONY: upgrade
+upgrade: export KUBECONFIG := $(cluster_kubeconfig)
+upgrade: setup images cluster-up ## helm upgrade from the release before, which it builds out of the git history, under running jobs
+	$(call stage,upgrades the release under running jobs)
+	tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
+	tests/upgrade.sh
 
 .PHONY: gpu-tests
 gpu-tests: export KUBECONFIG := $(cluster_kubeconfig)

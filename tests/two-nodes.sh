@@ -25,5 +25,5 @@ one_node_again() {
 SECONDS=0
 $cluster up --nodes 2
 trap one_node_again EXIT
-tests/install.sh --set operator.replicas=2,retries.unreachableSeconds=5,retries.firstSeconds=1 >/dev/null
+tests/install.sh --set operator.replicas=2,retries.unreachableSeconds=5,retries.firstSeconds=1,retries.stragglerSeconds=5 >/dev/null
 cargo test --release --workspace --test "$program" -- --test-threads=1 --nocapture "$@"

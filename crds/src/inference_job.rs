@@ -308,9 +308,9 @@ pub struct InferenceJobStatus {
     /// Attempts that ended without success, by what was at fault.
     #[serde(default, skip_serializing_if = "Failures::is_none")]
     pub failures: Failures,
-    /// The latest attempts, the oldest first; older ones are in the totals only.
+    /// The latest attempts, the oldest first; of each block at least the latest. Older ones are in the totals only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
+    #[schemars(length(max = 2048))]
     pub attempts: Vec<Attempt>,
     /// Pods whose energy is in `measured`, the latest last; older ones that have reported are left out.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -338,6 +338,9 @@ pub struct Plan {
     #[serde(default)]
     #[schemars(length(max = 16))]
     pub chosen: Vec<ChosenConfiguration>,
+    /// The rest of a slow block, where this plan divides it anew; everything else was done before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest: Option<PlannedRest>,
     /// The best candidates that were left out, each with its reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -403,6 +406,20 @@ pub enum PredictionBasis {
     Prior,
     /// Nothing.
     Unmodelled,
+}
+
+/// The lines that were left of a block when all others were done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PlannedRest {
+    /// Epoch of the plan that divided the lines first.
+    pub epoch: i32,
+    /// Index of the configuration in the plan.
+    pub configuration: i32,
+    /// Index of the block.
+    pub shard: i32,
+    /// Lines at its begin that had a result when the rest was divided.
+    pub from_line: i64,
 }
 
 /// A candidate that was left out, or all candidates of a model or engine that share a reason.
@@ -492,7 +509,7 @@ impl Failures {
     }
 }
 
-/// One attempt: one batch/v1 Job that was started for a configuration.
+/// One attempt: one batch/v1 Job that was started for a block of a configuration's lines.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Attempt {
@@ -500,7 +517,10 @@ pub struct Attempt {
     pub epoch: i32,
     /// Index of the configuration in the plan; the merge of several parts is one past the last.
     pub configuration: i32,
-    /// Number of the attempt at this configuration, from 1.
+    /// Index of the block of lines; 0 where the configuration has one pod.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub shard: i32,
+    /// Number of the attempt at this block, from 1.
     pub attempt: i32,
     /// Node that it ran on, once known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -526,6 +546,10 @@ pub struct Attempt {
     /// Gross energy of its pods in millijoules; absent while no report has come. A report may come after the attempt was given up.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub energy_millijoules: Option<i64>,
+}
+
+fn is_zero(number: &i32) -> bool {
+    *number == 0
 }
 
 /// A pod whose energy is in the totals, and by what.

@@ -31,6 +31,8 @@ pub const LABEL_CONFIGURATION: &str = "joulecast.dev/configuration";
 pub const LABEL_PROFILE_RUN: &str = "joulecast.dev/profile-run";
 /// Label of what measures for a ProfileRun: its UID.
 pub const LABEL_PROFILE_RUN_UID: &str = "joulecast.dev/profile-run-uid";
+/// Label of child objects: index of the block of lines, where a configuration has several pods; one without it is of block 0.
+pub const LABEL_SHARD: &str = "joulecast.dev/shard";
 /// Label of child objects: number of the attempt, from 1; one without it is a first attempt.
 pub const LABEL_ATTEMPT: &str = "joulecast.dev/attempt";
 /// Label of child objects: what they do, `plan`, `run` or `merge`; one without it is a `run`.
@@ -61,7 +63,7 @@ pub const ENV_PROGRESS_TOKEN: &str = "JOULECAST_PROGRESS_TOKEN";
 /// Variable that carries the pod's own name (from `metadata.name`) into a runtime pod: it tells attempts apart. The host
 /// name does not: all pods of one index of an indexed Job have the same.
 pub const ENV_POD_NAME: &str = "JOULECAST_POD_NAME";
-/// Variable that the Job controller sets in the pods of an indexed Job.
+/// Variable that tells a pod the index of its block of lines, by the name that it has in the pods of indexed Jobs.
 pub const ENV_COMPLETION_INDEX: &str = "JOB_COMPLETION_INDEX";
 /// Variables that carry the keys of buckets into runtime pods: access key id, secret access key and, where the key is of a
 /// session, its token.

@@ -43,11 +43,13 @@ pub struct RunSpec {
     #[serde(default, skip_serializing_if = "is_run")]
     pub task: Task,
     /// Contiguous blocks of equally many lines into which the run's lines are divided; at least 1. The pod's own block is
-    /// the value of [`crate::names::ENV_COMPLETION_INDEX`], which an indexed Job sets; without it, block 0 of 1.
-    /// To divide anew what a few stragglers left over, raise the epoch and the number of shards: a block whose lines
-    /// have all been answered by earlier attempts ends at once, without loading the model.
+    /// the value of [`crate::names::ENV_COMPLETION_INDEX`]; without it, block 0 of 1. A block whose lines have all been
+    /// answered by earlier attempts ends at once, without loading the model.
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub shards: u32,
+    /// The block of an earlier division whose lines are divided anew; without it, all lines of the configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest: Option<Rest>,
     /// Which configuration each line belongs to; the run takes those of its own. Without it, all lines are its own.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assignment: Option<Assignment>,
@@ -98,6 +100,19 @@ pub enum Task {
     /// Put the results of all attempts together: exactly one for each line of the input, in its order. Needs neither the
     /// model nor the device; fails with reason `ResultsMissing` if a line has none.
     Merge,
+}
+
+/// What was left of a block that one pod was slow with. Whatever `from` is, each of the block's lines belongs to one pod: the
+/// lines before it are the first one's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct Rest {
+    /// Blocks of the earlier division.
+    pub shards: u32,
+    /// The block.
+    pub shard: u32,
+    /// Lines at its begin that had a result, as far as was known.
+    pub from: u64,
 }
 
 /// The file that says which configuration each line belongs to: one byte for every request line (blank lines are none), in

@@ -29,6 +29,7 @@
 //!   startSeconds: 300             # a pod whose image or container cannot be made for so long is given up (1..=86400)
 //!   firstSeconds: 10              # before a run that failed is repeated; doubles with every failure in a row (1..=3600)
 //!   longestSeconds: 300           # the longest such time (firstSeconds..=86400)
+//!   stragglerSeconds: 120         # work that the last of several pods must have left for it to be divided (1..=86400)
 //!   infrastructure: 100           # how many runs of a job the cluster may take away before the job is Failed (0..=100000)
 //! planning:                       # of jobs whose candidates are predicted; these are the defaults
 //!   timeLimitSeconds: 30          # after which the solver answers with what it has (1..=3600)
@@ -130,6 +131,9 @@ pub struct Retries {
     pub first_seconds: u32,
     /// The most that they become.
     pub longest_seconds: u32,
+    /// Where several pods work on a configuration: seconds of work that one of them must have left, when all others are
+    /// done, for the rest to be divided among all.
+    pub straggler_seconds: u32,
     /// How many runs of a job the cluster may take away before the job is Failed.
     pub infrastructure: i32,
 }
@@ -141,6 +145,7 @@ impl Default for Retries {
             start_seconds: 300,
             first_seconds: 10,
             longest_seconds: 300,
+            straggler_seconds: 120,
             infrastructure: 100,
         }
     }
@@ -381,13 +386,20 @@ impl Config {
         if config.energy_models.learn_from.contains(&EnergySource::Unavailable) {
             return wrong("energyModels.learnFrom".into(), "may hold Measured and Modelled");
         }
-        let Retries { unreachable_seconds, start_seconds, first_seconds, longest_seconds, infrastructure } =
-            config.retries;
+        let Retries {
+            unreachable_seconds,
+            start_seconds,
+            first_seconds,
+            longest_seconds,
+            straggler_seconds,
+            infrastructure,
+        } = config.retries;
         for (key, value, least, most) in [
             ("unreachableSeconds", i64::from(unreachable_seconds), 1, 86_400),
             ("startSeconds", i64::from(start_seconds), 1, 86_400),
             ("firstSeconds", i64::from(first_seconds), 1, 3600),
             ("longestSeconds", i64::from(longest_seconds), i64::from(first_seconds), 86_400),
+            ("stragglerSeconds", i64::from(straggler_seconds), 1, 86_400),
             ("infrastructure", i64::from(infrastructure), 0, 100_000),
         ] {
             if !(least..=most).contains(&value) {

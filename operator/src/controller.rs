@@ -40,6 +40,7 @@ pub mod orphans;
 pub mod plan_step;
 pub mod status;
 pub mod story;
+pub mod straggler;
 pub mod validate;
 
 #[cfg(test)]

@@ -6,6 +6,7 @@ pub mod config;
 pub mod configs;
 pub mod controller;
 pub mod energy_model;
+pub mod fail_point;
 pub mod leader;
 pub mod metrics;
 pub mod pictures;

@@ -1,7 +1,8 @@
 //! Results on disk by themselves: how long it takes to find where to resume in part files, and to put them together, beside
-//! what the disk does at the same moment. `cargo bench -p joulecast-runtime --bench results [-- LINES [BATCH [DIR]]]`.
+//! what the disk does at the same moment. `cargo bench -p joulecast-runtime --bench results [-- LINES [BATCH [BYTES [DIR]]]]`.
 //!
-//! Made results of about 600 bytes, out of order within each batch, from two attempts; 1.7 million lines are a gigabyte.
+//! Made results of BYTES (600) each, out of order within each batch, from two attempts; 1.7 million lines are a gigabyte.
+//! Fails where more memory is resident than [`MOST_RESIDENT_BYTES`] allows, or a gigabyte takes longer than [`MOST_SECONDS_PER_GB`].
 
 use joulecast_meter::Host;
 use joulecast_runtime::batch_file::Output;
@@ -13,13 +14,17 @@ use std::io::{BufWriter, Read, Write};
 use std::path::Path;
 use std::time::Instant;
 
-const RESULT_BYTES: usize = 600;
+/// However many results there are.
+const MOST_RESIDENT_BYTES: u64 = 200_000_000;
+/// To find where to resume.
+const MOST_SECONDS_PER_GB: f64 = 2.0;
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Cargo itself gives `--bench`.
     let mut arguments = std::env::args().skip(1).filter(|argument| !argument.starts_with("--"));
     let lines: u64 = arguments.next().map_or(Ok(1_700_000), |text| text.parse())?;
     let batch: u64 = arguments.next().map_or(Ok(16), |text| text.parse())?;
+    let result_bytes: usize = arguments.next().map_or(Ok(600), |text| text.parse())?;
     let dir = match arguments.next() {
         Some(dir) => tempfile::tempdir_in(dir)?,
         None => tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR"))?,
@@ -27,7 +32,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut out = std::io::stdout().lock();
     let parts = Parts::of(&dir.path().join("out.jsonl"), "uid")?;
     let began = Instant::now();
-    let bytes = make(&parts, lines, batch)?;
+    let bytes = make(&parts, lines, batch, result_bytes)?;
     let rate = |bytes: u64, seconds: f64| bytes as f64 / 1e6 / seconds;
     writeln!(
         out,
@@ -43,6 +48,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     assert_eq!((results.places(), results.bytes()), (lines, bytes));
     drop(results);
     writeln!(out, "resume point found in {seconds:.2} s, {:.0} MB/s", rate(bytes, seconds))?;
+    assert!(seconds / (bytes as f64 / 1e9) <= MOST_SECONDS_PER_GB, "the resume point is found too late");
 
     let began = Instant::now();
     let output = Output::begin(parts, attempt)?;
@@ -54,6 +60,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     writeln!(out, "for comparison, the same file copied and synced: {:.0} MB/s", rate(finished.bytes, copied))?;
     if let Some(peak) = Host::default().memory_peak_bytes() {
         writeln!(out, "peak of resident memory {:.1} MB", peak as f64 / 1e6)?;
+        assert!(peak <= MOST_RESIDENT_BYTES, "too much memory is resident");
     }
     Ok(())
 }
@@ -63,7 +70,7 @@ fn who(name: &str) -> Who {
 }
 
 /// Two attempts, of which the second did the latter half; gives the bytes of their records.
-fn make(parts: &Parts, lines: u64, batch: u64) -> Result<u64, Box<dyn std::error::Error>> {
+fn make(parts: &Parts, lines: u64, batch: u64, result_bytes: usize) -> Result<u64, Box<dyn std::error::Error>> {
     let (mut bytes, mut record) = (0, Vec::new());
     for (number, name) in (0..).zip(["first", "second"]) {
         let (attempt, _): (Attempt, File) = parts.begin(who(name))?;
@@ -74,7 +81,7 @@ fn make(parts: &Parts, lines: u64, batch: u64) -> Result<u64, Box<dyn std::error
             // The requests of a batch end in an order of their own.
             for place in (start..(start + batch).min(end)).rev() {
                 let id = format!("{{\"custom_id\":\"request-{place}\",\"text\":\"");
-                let json = format!("{id}{}\"}}", "x".repeat(RESULT_BYTES.saturating_sub(id.len() + 3)));
+                let json = format!("{id}{}\"}}", "x".repeat(result_bytes.saturating_sub(id.len() + 3)));
                 let head = Head { line: place + 1, place, request: place as u32, failed: false };
                 encode(&head, json.as_bytes(), &mut record);
                 writer.write_all(&record)?;

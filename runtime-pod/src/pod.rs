@@ -120,6 +120,7 @@ pub fn read_spec(environment: &Environment, mut metering: choice::Settings) -> R
         output_object,
         task,
         shards,
+        rest,
         assignment,
         batch,
         threads,
@@ -132,6 +133,9 @@ pub fn read_spec(environment: &Environment, mut metering: choice::Settings) -> R
     }
     if shards == 0 {
         return Err(SpecError::OutOfRange { field: "shards", value: 0, want: "at least 1" });
+    }
+    if let Some(rest) = rest.filter(|rest| rest.shard >= rest.shards) {
+        return Err(SpecError::OutOfRange { field: "rest.shard", value: rest.shard.into(), want: "below rest.shards" });
     }
     RequestTally::new(batch as usize, forecast.as_ref())?;
     let shard = match (shards, task) {
@@ -177,7 +181,7 @@ pub fn read_spec(environment: &Environment, mut metering: choice::Settings) -> R
         id: plain(&run.job_uid),
         attempt: who.to_string(),
         who,
-        division: Division { shards, shard, assignment, configuration },
+        division: Division { shards, shard, rest, assignment, configuration },
         identity: Some(run),
         metering,
         forecast,
@@ -371,6 +375,7 @@ mod tests {
             (Some(with("version", json!(2))), "version 2 is not known"),
             (Some(with("batch", json!(0))), "batch: 0 is out of range"),
             (Some(with("shards", json!(0))), "shards: 0 is out of range"),
+            (Some(with("rest", json!({"shards": 2, "shard": 2, "from": 0}))), "rest.shard: 2 is out of range"),
             (Some(with("task", json!("Sleep"))), "Sleep"),
             (Some(with("engine", json!("tensorrt"))), "tensorrt"),
             (Some(with("extra", json!(1))), "extra"),

@@ -263,6 +263,39 @@ fn an_attempt_that_was_cut_off_and_comes_back_spoils_nothing() {
     assert!(fs::read_dir(job.path("out.jsonl.parts/uid")).unwrap().count() > 0, "journals stay");
 }
 
+#[test]
+fn a_plan_step_that_is_killed_leaves_no_assignment_and_the_next_one_writes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/../tests/demo/model");
+    let request = |id: u64| {
+        let body = json!({"model": "m", "prompt": "let x = 1;", "max_tokens": 8});
+        json!({"custom_id": id.to_string(), "method": "POST", "url": "/v1/completions", "body": body}).to_string()
+            + "\n"
+    };
+    fs::write(dir.path().join("in.jsonl"), (0..LINES).map(request).collect::<String>()).unwrap();
+    let candidate = |name: &str, joules: f64| {
+        let configuration = json!({"format": "safetensors", "artifactIndex": 0, "engine": "candle", "provider": "cpu",
+            "deviceClass": "cpu", "batch": 1});
+        json!({"name": name, "model": 0, "energy": {"tout": joules}, "runtime": {"tout": 0.01}, "accuracy": 0.5, "slots": 1,
+            "share": [0.5, 0.5], "configuration": configuration})
+    };
+    let assignment = dir.path().join("out.parts/uid/plan-1.assignment");
+    let spec = json!({
+        "version": 1, "run": epoch(1), "inputPath": dir.path().join("in.jsonl"), "assignmentPath": assignment,
+        "models": [{"name": "m", "path": demo, "output": {"low": 0.25, "mean": 0.5, "high": 1.0}}],
+        "candidates": [candidate("a", 1.0), candidate("b", 2.0)], "zeta": 1.0, "loadBytesPerSecond": 1e9, "timeLimitSeconds": 10.0
+    });
+    let plan = |fail_point: &str| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_joulecast-runtime"));
+        command.args(["plan", "--termination-log"]).arg(dir.path().join("message"));
+        command.env("JOULECAST_PLAN_SPEC", spec.to_string()).env("JOULECAST_FAIL_POINT", fail_point);
+        command.status().unwrap().code()
+    };
+    assert_eq!(plan("assignment-rename"), None);
+    assert!(!assignment.exists());
+    assert_eq!((plan(""), fs::read(&assignment).unwrap().len() as u64), (Some(0), LINES));
+}
+
 fn epoch(epoch: u32) -> serde_json::Value {
     json!({"namespace": "n", "job": "j", "jobUid": "uid", "epoch": epoch, "configuration": 0})
 }

@@ -32,6 +32,14 @@ impl AuditLog {
         Ok(events)
     }
 
+    /// When the latest of all requests came, as the log writes it.
+    ///
+    /// # Errors
+    /// If the log cannot be read.
+    pub fn latest(&self) -> Result<String> {
+        Ok(self.events()?.iter().map(received).max().unwrap_or_default().to_owned())
+    }
+
     /// All that is left of the log, the oldest part first.
     fn events(&self) -> Result<Vec<Value>> {
         let place = || self.0.display().to_string();
@@ -54,25 +62,26 @@ impl AuditLog {
     /// # Errors
     /// If the log cannot be read, or does not even hold the renewal of the Lease.
     pub async fn written_within(&self, time: Duration) -> Result<Vec<String>> {
-        let events = self.events()?;
-        let before = events.iter().map(received).max().unwrap_or_default();
+        let before = self.latest()?;
         tokio::time::sleep(time).await;
-        let of_operator = self.of_the_operator(before)?;
+        let of_operator = self.of_the_operator(&before)?;
         ensure!(
             !of_operator.is_empty() || time < LEASE_RENEWAL,
             "not even the Lease was renewed: is {} right?",
             self.0.display()
         );
-        let is_write = |event: &&Value| {
-            !["get", "list", "watch"].iter().any(|verb| event["verb"] == *verb)
-                && event["objectRef"]["resource"] != "leases"
-        };
         Ok(of_operator
             .iter()
-            .filter(is_write)
+            .filter(|event| is_write(event))
             .map(|event| format!("{} {}", event["verb"], event["requestURI"]))
             .collect())
     }
+}
+
+/// Whether a request writes anything but a Lease.
+#[must_use]
+pub fn is_write(event: &Value) -> bool {
+    !["get", "list", "watch"].iter().any(|verb| event["verb"] == *verb) && event["objectRef"]["resource"] != "leases"
 }
 
 /// When the API server received a request.

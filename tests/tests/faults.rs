@@ -1,11 +1,17 @@
 //! What machines and processes do to a job: nodes without power or network, killed processes of the cluster, of the operator
 //! and of the run itself. Needs the local cluster with the nodes cpu-0 and gpu-0, and Joulecast with two replicas and
-//! `retries.unreachableSeconds=5` (`make faults` provides both). One test at a time: each disturbs all.
+//! `retries.unreachableSeconds=5,retries.stragglerSeconds=5` (`make faults` provides both). One test at a time: each disturbs all.
 #![allow(missing_docs, clippy::print_stdout, reason = "how long something took is worth reading")]
+
+#[path = "faults/blocks.rs"]
+mod blocks;
+#[path = "faults/volumes.rs"]
+mod volumes;
 
 use anyhow::{Context, Result, ensure};
 use joulecast_crds::InferenceJob;
 use joulecast_crds::inference_job::{Outcome, conditions};
+use joulecast_tests::audit::{AuditLog, is_write};
 use joulecast_tests::cluster::{RELEASE_NAMESPACE, machines, repository, user_runs};
 use joulecast_tests::job::{apply_demo_model, apply_job, await_job, is_true, lines_done, requests, results, told};
 use joulecast_tests::namespace::{TestNamespace, with_namespace};
@@ -177,7 +183,9 @@ async fn restarts_of_kubelet_containerd_api_server_and_etcd_cost_no_attempt() {
 /// Installs the release as `tests/two-nodes.sh` does, but for the time after which a node is given up.
 async fn install(unreachable_seconds: u32) -> Result<()> {
     let script = repository().join("tests/install.sh");
-    let values = format!("operator.replicas=2,retries.firstSeconds=1,retries.unreachableSeconds={unreachable_seconds}");
+    let values = format!(
+        "operator.replicas=2,retries.firstSeconds=1,retries.stragglerSeconds=5,retries.unreachableSeconds={unreachable_seconds}"
+    );
     user_runs(script.to_str().context("path")?, &["--set", &values], None).await?;
     Ok(())
 }
@@ -219,17 +227,25 @@ async fn a_run_killed_by_a_signal_is_repeated_and_does_not_count_against_its_lim
         let pods: Api<Pod> = here.api();
         let of_job = ListParams::default().labels("joulecast.dev/inference-job=shot");
         let pod = pods.list(&of_job).await?.items.into_iter().next().context("no pod")?;
-        let statuses = pod.status.and_then(|status| status.container_statuses).context("no container status")?;
-        let id = statuses.first().and_then(|status| status.container_id.clone()).context("no container id")?;
-        let id = id.strip_prefix("containerd://").context("not containerd's")?;
-        machines(&["exec", KEPT, "ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", id]).await?;
+        shoot(&pod).await?;
         let job = completed(&here, "shot", 300).await?;
         let status = job.status.context("status")?;
+        let measured = status.measured.as_ref().context("measured")?;
+        ensure!(measured.attempts_from_journal == 1 && measured.energy_summary.contains("Partial"), "{measured:?}");
         ensure!((status.failures.run, status.failures.infrastructure) == (0, 1), "{:?}", status.failures);
         ensure!(status.attempts[0].reason.as_deref() == Some("Killed"), "{:?}", status.attempts);
         Ok(())
     })
     .await;
+}
+
+/// SIGKILL to the run in a pod, as from nowhere.
+async fn shoot(pod: &Pod) -> Result<()> {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.as_deref()).context("no node")?;
+    let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+    let id = statuses.and_then(|all| all.first()?.container_id.as_deref()).context("no container id")?;
+    let id = id.strip_prefix("containerd://").context("not containerd's")?;
+    machines(&["exec", node, "ctr", "-n", "k8s.io", "tasks", "kill", "-s", "SIGKILL", id]).await
 }
 
 #[tokio::test]
@@ -238,6 +254,8 @@ async fn the_operator_that_stands_by_takes_over_and_only_one_of_them_writes() {
     with_namespace("leader", |here| async move {
         whole_cluster().await?;
         apply_demo_model(&here).await?;
+        let log = AuditLog::of_the_cluster();
+        let before = log.latest()?;
         at_work_on(&here, KEPT, "kept", &requests(300, 128)).await?;
         let leases: Api<Lease> = Api::namespaced(here.client.clone(), RELEASE_NAMESPACE);
         let holder = |lease: &Lease| lease.spec.as_ref().and_then(|spec| spec.holder_identity.clone());
@@ -253,6 +271,15 @@ async fn the_operator_that_stands_by_takes_over_and_only_one_of_them_writes() {
         let job = completed(&here, "kept", 300).await?;
         let status = job.status.context("status")?;
         ensure!(status.attempts.len() == 1 && status.measured.is_some_and(|measured| measured.attempts == 1));
+        let requests = log.of_the_operator(&before)?;
+        let writer = |event: &Value| event["user"]["extra"]["authentication.kubernetes.io/pod-name"][0].to_string();
+        let mut writers: Vec<String> = requests.iter().filter(|event| is_write(event)).map(writer).collect();
+        writers.dedup();
+        let second = holder(&leases.get("joulecast-operator").await?).context("nobody holds the Lease")?;
+        ensure!(
+            writers == [json!(first).to_string(), json!(second).to_string()],
+            "one after the other wrote: {writers:?}"
+        );
         Ok(())
     })
     .await;

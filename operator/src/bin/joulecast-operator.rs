@@ -10,7 +10,7 @@ use joulecast_operator::leader::{Candidate, Timing};
 use joulecast_operator::metrics::Metrics;
 use joulecast_operator::profile_run::{self, ProfileContext};
 use joulecast_operator::progress::{ProgressKey, ProgressReader};
-use joulecast_operator::{serve, uninstall};
+use joulecast_operator::{fail_point, serve, uninstall};
 use kube::Client;
 use kube::runtime::events::{Recorder, Reporter};
 use std::io::IsTerminal;
@@ -121,7 +121,8 @@ async fn run(arguments: Arguments) -> Result<()> {
     // Before anything is started, so that no signal is missed.
     let mut terminate = signal(SignalKind::terminate()).context("SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("SIGINT")?;
-    let client = Client::try_default().await.context("no cluster: neither in a pod nor a kubeconfig")?;
+    let client = fail_point::client().await.map_err(anyhow::Error::from_boxed);
+    let client = client.context("no cluster: neither in a pod nor a kubeconfig")?;
     let listener = tokio::net::TcpListener::bind(arguments.listen)
         .await
         .with_context(|| format!("--listen {}", arguments.listen))?;

@@ -1,10 +1,11 @@
 //! The attempts at a job's configurations: which are at work, which have ended and why, and what follows. Pure.
 //!
-//! Every attempt is one child Job that starts no pod twice; whether there is another attempt is decided here alone:
+//! Where a configuration has several pods, each has a block of its lines, with attempts of its own: one that is lost is repeated
+//! alone. Every attempt is one child Job that starts no pod twice; whether there is another attempt is decided here alone:
 //!
 //! | how an attempt ended | what follows |
 //! |---|---|
-//! | succeeded | nothing more for its configuration |
+//! | succeeded | nothing more for its block |
 //! | stopped, because `spec.suspend` was set | another when the job is resumed; counts nowhere |
 //! | taken away by the cluster | another, at first at once, then ever later; at most `retries.infrastructure` |
 //! | failed by itself | another, ever later; at most `spec.backoffLimit` |
@@ -22,7 +23,7 @@ use joulecast_crds::inference_job::{Attempt, Failures, InferenceJobStatus, Outco
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
 
-/// Most attempts that the status keeps.
+/// Most attempts that the status keeps, the latest of each block apart.
 pub const KEPT: usize = 64;
 /// An attempt that worked for so long before it failed starts the waiting times anew.
 const LONG_RUN: SignedDuration = SignedDuration::from_mins(10);
@@ -32,7 +33,7 @@ const MESSAGE_CHARS: usize = 512;
 /// What all attempts of a job come to.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Review {
-    /// Where each configuration stands, in the order of the plan; then the merge, once it is its turn.
+    /// Where each block of each configuration stands, in the order of the plan; then the merge, once it is its turn.
     pub units: Vec<Unit>,
     /// Attempts that end with this reconcile.
     pub ended: Vec<(Place, Cause)>,
@@ -49,13 +50,13 @@ pub struct Review {
 pub enum Verdict {
     /// There is work left.
     Open,
-    /// Every configuration has succeeded.
+    /// Every block has succeeded, and the merge.
     Done,
     /// There is no use in going on: a word and a sentence.
     Failed(String, String),
 }
 
-/// The work of one configuration.
+/// The work of one block of a configuration's lines.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Unit {
     /// The attempt that is at work or comes next.
@@ -64,7 +65,7 @@ pub struct Unit {
     pub state: UnitState,
 }
 
-/// Where the work of a configuration stands.
+/// Where the work of a block stands.
 #[derive(Debug, Clone, PartialEq)]
 pub enum UnitState {
     /// It is done.
@@ -88,13 +89,18 @@ pub fn review(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, retries: &Retrie
     let epoch = u32::try_from(plan.epoch).unwrap_or(0);
     let mut review =
         Review { units: Vec::new(), ended: Vec::new(), failures: status.failures, verdict: Verdict::Open, again: None };
-    for configuration in 0..u32::try_from(plan.chosen.len()).unwrap_or(0) {
-        let unit = unit(snapshot, epoch, configuration, retries, &mut review);
+    review.ended.extend(left_behind(snapshot, epoch));
+    let configurations = u32::try_from(plan.chosen.len()).unwrap_or(0);
+    let at_work = match plan.rest.and_then(|rest| u32::try_from(rest.configuration).ok()) {
+        Some(configuration) => configuration..configuration + 1,
+        None => 0..configurations,
+    };
+    for (configuration, shard) in at_work.flat_map(|one| (0..job.parallelism).map(move |shard| (one, shard))) {
+        let unit = unit(snapshot, (epoch, configuration, shard), retries, &mut review);
         review.units.push(unit);
     }
     if needs_merge(plan, job) && review.units.iter().all(|unit| unit.state == UnitState::Done) {
-        let configuration = u32::try_from(plan.chosen.len()).unwrap_or(0);
-        let unit = unit(snapshot, epoch, configuration, retries, &mut review);
+        let unit = unit(snapshot, (epoch, configurations, 0), retries, &mut review);
         review.units.push(unit);
     }
     let mut failed = None;
@@ -134,7 +140,24 @@ fn needs_merge(plan: &Plan, job: &ValidJob) -> bool {
 
 /// How many units of work have to succeed.
 fn parts(plan: &Plan, job: &ValidJob) -> usize {
-    plan.chosen.len().max(1) + usize::from(needs_merge(plan, job))
+    let configurations = if plan.rest.is_some() { 1 } else { plan.chosen.len().max(1) };
+    configurations * job.parallelism as usize + usize::from(needs_merge(plan, job))
+}
+
+/// Attempts of an older plan that have come to rest: what was left of their lines was divided anew.
+fn left_behind(snapshot: &Snapshot, epoch: u32) -> Vec<(Place, Cause)> {
+    let number = |value: i32| u32::try_from(value).unwrap_or(0);
+    let open =
+        snapshot.status().attempts.iter().filter(|record| record.end_time.is_none() && number(record.epoch) < epoch);
+    let place = |record: &Attempt| Place {
+        epoch: number(record.epoch),
+        configuration: number(record.configuration),
+        shard: number(record.shard),
+        attempt: number(record.attempt),
+    };
+    let rests = |place: &Place| !snapshot.pods.iter().any(|pod| pod.place == *place && pod.end().is_none());
+    let why = || Cause::new(Outcome::Stopped, "Divided", "", "what was left of its lines was divided among all pods");
+    open.map(place).filter(rests).map(|place| (place, why())).collect()
 }
 
 /// Word and sentence of the failure of the job, if this cause is one too many.
@@ -160,15 +183,20 @@ fn over(cause: &Cause, failures: Failures, backoff_limit: i32, retries: &Retries
     }
 }
 
-fn unit(snapshot: &Snapshot, epoch: u32, configuration: u32, retries: &Retries, review: &mut Review) -> Unit {
-    let records: Vec<&Attempt> = records(snapshot.status(), epoch, configuration).collect();
+fn unit(
+    snapshot: &Snapshot,
+    (epoch, configuration, shard): (u32, u32, u32),
+    retries: &Retries,
+    review: &mut Review,
+) -> Unit {
+    let records: Vec<&Attempt> = records(snapshot.status(), epoch, configuration, shard).collect();
     let latest = records.last();
     let number = latest.map_or(1, |latest| u32::try_from(latest.attempt).unwrap_or(1));
     let next = latest.is_some_and(|latest| latest.end_time.is_some());
     if next && latest.is_some_and(|latest| latest.outcome == Some(Outcome::Succeeded)) {
-        return Unit { place: Place { epoch, configuration, attempt: number }, state: UnitState::Done };
+        return Unit { place: Place { epoch, configuration, shard, attempt: number }, state: UnitState::Done };
     }
-    let place = Place { epoch, configuration, attempt: number + u32::from(next) };
+    let place = Place { epoch, configuration, shard, attempt: number + u32::from(next) };
     let record = latest.filter(|_| !next).copied();
     let pods: Vec<&PodFacts> = snapshot.pods.iter().filter(|pod| pod.place == place).collect();
     let child = snapshot.children.iter().find(|child| child.place == place);
@@ -219,10 +247,15 @@ fn earlier(one: Option<Timestamp>, other: Timestamp) -> Option<Timestamp> {
     Some(one.map_or(other, |one| one.min(other)))
 }
 
-/// The attempts at a configuration, the oldest first.
-pub fn records(status: &InferenceJobStatus, epoch: u32, configuration: u32) -> impl Iterator<Item = &Attempt> {
+/// The attempts at a block of a configuration's lines, the oldest first.
+pub fn records(
+    status: &InferenceJobStatus,
+    epoch: u32,
+    configuration: u32,
+    shard: u32,
+) -> impl Iterator<Item = &Attempt> {
     let of = move |attempt: &&Attempt| {
-        u32::try_from(attempt.epoch) == Ok(epoch) && u32::try_from(attempt.configuration) == Ok(configuration)
+        (attempt.epoch, attempt.configuration, attempt.shard) == (signed(epoch), signed(configuration), signed(shard))
     };
     status.attempts.iter().filter(of)
 }
@@ -347,9 +380,11 @@ fn retry_at(records: &[&Attempt], retries: &Retries) -> Option<(Timestamp, Strin
 #[must_use]
 pub fn superseded<'a>(snapshot: &'a Snapshot, review: Option<&Review>) -> Vec<&'a ChildFacts> {
     let status = snapshot.status();
+    let epoch = status.plan.as_ref().and_then(|plan| u32::try_from(plan.epoch).ok()).unwrap_or(0);
     let over = |place: Place| {
-        let closed = records(status, place.epoch, place.configuration)
-            .any(|record| u32::try_from(record.attempt) == Ok(place.attempt) && record.end_time.is_some());
+        let closed = place.epoch < epoch
+            || records(status, place.epoch, place.configuration, place.shard)
+                .any(|record| u32::try_from(record.attempt) == Ok(place.attempt) && record.end_time.is_some());
         closed || review.is_some_and(|review| review.ended.iter().any(|(ended, _)| *ended == place))
     };
     let all = review.is_none_or(|review| matches!(review.verdict, Verdict::Failed(..)));
@@ -366,6 +401,7 @@ pub fn open(status: &mut InferenceJobStatus, snapshot: &Snapshot, launched: impl
             status.attempts.push(Attempt {
                 epoch: signed(place.epoch),
                 configuration: signed(place.configuration),
+                shard: signed(place.shard),
                 attempt: signed(place.attempt),
                 node: None,
                 start_time: Some(Time(snapshot.now)),
@@ -386,10 +422,10 @@ pub fn open(status: &mut InferenceJobStatus, snapshot: &Snapshot, launched: impl
 
 /// The record of an attempt.
 pub fn find(status: &mut InferenceJobStatus, place: Place) -> Option<&mut Attempt> {
-    let Place { epoch, configuration, attempt } = place;
-    status.attempts.iter_mut().find(|record| {
-        (record.epoch, record.configuration, record.attempt) == (signed(epoch), signed(configuration), signed(attempt))
-    })
+    let Place { epoch, configuration, shard, attempt } = place;
+    let wanted = (signed(epoch), signed(configuration), signed(shard), signed(attempt));
+    let of = |record: &Attempt| (record.epoch, record.configuration, record.shard, record.attempt);
+    status.attempts.iter_mut().find(|record| of(record) == wanted)
 }
 
 /// Notes why a pod of an attempt ended: it may be gone before its Job is known to be finished.
@@ -411,7 +447,8 @@ pub fn close(status: &mut InferenceJobStatus, review: &Review, now: Timestamp) {
     status.failures = review.failures;
     while status.attempts.len() > KEPT {
         let oldest = status.attempts.iter().enumerate().position(|(index, record)| {
-            let newer = |other: &Attempt| (other.epoch, other.configuration) == (record.epoch, record.configuration);
+            let block = |one: &Attempt| (one.epoch, one.configuration, one.shard);
+            let newer = |other: &Attempt| block(other) == block(record);
             record.end_time.is_some() && status.attempts[index + 1..].iter().any(newer)
         });
         let Some(oldest) = oldest else { break };

@@ -7,15 +7,16 @@ use crate::config::Config;
 use crate::controller::decide::{ChildAction, Decision, Launch, fitted};
 use crate::controller::facts::Place;
 use crate::controller::objects;
-use crate::controller::plan_step::job::{assignment_path, input_path, inside, output_path, plan_job};
+use crate::controller::plan_step::job::{input_path, inside, output_path, plan_job};
 use crate::controller::validate::{InputFile, OutputFile, ValidJob};
 use crate::progress::ProgressKey;
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::names::{
-    CONTAINER, ENV_POD_NAME, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_ATTEMPT, LABEL_CONFIGURATION,
-    LABEL_DEVICE_CLASS, LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, LABEL_TASK, PROGRESS_PORT,
+    CONTAINER, ENV_COMPLETION_INDEX, ENV_POD_NAME, ENV_PROGRESS_TOKEN, ENV_RUN_SPEC, FINALIZER_REPORT, LABEL_ATTEMPT,
+    LABEL_CONFIGURATION, LABEL_DEVICE_CLASS, LABEL_EPOCH, LABEL_JOB, LABEL_JOB_UID, LABEL_SHARD, LABEL_TASK,
+    PROGRESS_PORT,
 };
-use joulecast_crds::run_spec::{Assignment, RunIdentity, RunSpec, Task, VERSION};
+use joulecast_crds::run_spec::{RunIdentity, RunSpec, Task, VERSION};
 use joulecast_crds::{DeviceClass, InferenceJob};
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
 use k8s_openapi::api::core::v1::{
@@ -108,10 +109,11 @@ pub(super) fn labels(epoch: u32, job: &ValidJob) -> BTreeMap<String, String> {
 
 /// The labels of everything of an attempt.
 fn labels_of_attempt(launch: &Launch, job: &ValidJob) -> BTreeMap<String, String> {
-    let Place { epoch, configuration, attempt } = launch.place;
+    let Place { epoch, configuration, shard, attempt } = launch.place;
     let mut labels = labels(epoch, job);
     labels.extend([
         (LABEL_CONFIGURATION.to_owned(), configuration.to_string()),
+        (LABEL_SHARD.to_owned(), shard.to_string()),
         (LABEL_ATTEMPT.to_owned(), attempt.to_string()),
         (LABEL_TASK.to_owned(), if launch.task == Task::Merge { "merge" } else { "run" }.to_owned()),
     ]);
@@ -140,17 +142,12 @@ pub(super) fn metadata(name: String, labels: BTreeMap<String, String>, job: &Val
 fn child_job(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey) -> Job {
     let mut pod_labels = job.pod.labels.clone();
     pod_labels.extend(labels_of_attempt(launch, job));
-    let shards = shards(launch, job);
-    let indexed = shards > 1;
     Job {
         metadata: metadata(launch.name.clone(), labels_of_attempt(launch, job), job),
         spec: Some(JobSpec {
-            // One block that fails does not stop the others.
-            backoff_limit: (!indexed).then_some(0),
-            backoff_limit_per_index: indexed.then_some(0),
-            completion_mode: indexed.then(|| "Indexed".into()),
-            completions: Some(shards),
-            parallelism: Some(shards),
+            backoff_limit: Some(0),
+            completions: Some(1),
+            parallelism: Some(1),
             suspend: Some(job.suspend),
             // A pod that is being deleted may still report: it has failed when it has ended, not before.
             pod_replacement_policy: Some("Failed".into()),
@@ -168,9 +165,9 @@ fn child_job(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey
     }
 }
 
-/// How many pods an attempt has, each with a block of lines of its own.
-fn shards(launch: &Launch, job: &ValidJob) -> i32 {
-    if launch.task == Task::Merge { 1 } else { i32::try_from(job.parallelism).unwrap_or(1) }
+/// Into how many blocks the lines of a launch's configuration are divided.
+fn shards(launch: &Launch, job: &ValidJob) -> u32 {
+    if launch.task == Task::Merge { 1 } else { job.parallelism }
 }
 
 fn pod_spec(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressKey) -> PodSpec {
@@ -287,7 +284,12 @@ fn environment(launch: &Launch, job: &ValidJob, config: &Config, key: &ProgressK
         value_from: None,
     });
     let own_name = EnvVar { name: ENV_POD_NAME.into(), value: None, value_from: Some(own_name) };
-    given.into_iter().chain([own_name]).chain(objects::variables(job)).collect()
+    let block = (shards(launch, job) > 1).then(|| EnvVar {
+        name: ENV_COMPLETION_INDEX.into(),
+        value: Some(launch.place.shard.to_string()),
+        value_from: None,
+    });
+    given.into_iter().chain([own_name]).chain(block).chain(objects::variables(job)).collect()
 }
 
 fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
@@ -311,12 +313,9 @@ fn run_spec(launch: &Launch, job: &ValidJob, config: &Config) -> RunSpec {
         input_object: objects::input(job).map(objects::told),
         output_object: objects::output(job).map(objects::told),
         task: launch.task,
-        shards: u32::try_from(shards(launch, job)).unwrap_or(1),
-        assignment: launch.assignment.clone().map(|(sha256, requests)| Assignment {
-            path: assignment_path(job, launch.place.epoch),
-            sha256,
-            requests,
-        }),
+        shards: shards(launch, job),
+        rest: launch.rest,
+        assignment: launch.assignment.clone(),
         batch: launch.chosen.batch.and_then(|batch| u32::try_from(batch).ok()).unwrap_or(BATCH),
         threads: None,
         watts: config.watts,
@@ -532,25 +531,29 @@ mod tests {
     }
 
     #[test]
-    fn several_pods_are_one_indexed_job_and_the_merge_needs_neither_model_nor_device() {
+    fn each_of_several_pods_knows_its_block_and_the_merge_needs_neither_model_nor_device() {
         let snapshot = SnapshotBuilder::new().planned().spec(|spec| spec.parallelism = 3).build();
         let job = validate(&snapshot.job, &snapshot.models).unwrap();
         let config = samples::config();
         let decision = decide(&snapshot, Ok(&job), &config);
         let build = |decision: &Decision| build(decision, Some(&job), &config, &samples::progress_key());
         let prepared = build(&decision);
-        let spec = prepared.children[0].spec.clone().unwrap();
-        assert_eq!(
-            (spec.completions, spec.parallelism, spec.completion_mode.as_deref()),
-            (Some(3), Some(3), Some("Indexed"))
-        );
-        assert_eq!((spec.backoff_limit, spec.backoff_limit_per_index), (None, Some(0)));
+        for (shard, child) in prepared.children.iter().enumerate() {
+            let spec = child.spec.clone().unwrap();
+            assert_eq!((spec.completions, spec.backoff_limit), (Some(1), Some(0)));
+            let environment = spec.template.spec.unwrap().containers[0].env.clone().unwrap();
+            let index = environment.iter().find(|variable| variable.name == ENV_COMPLETION_INDEX).unwrap();
+            assert_eq!(index.value.as_deref(), Some(shard.to_string().as_str()));
+            assert_eq!(child.metadata.labels.as_ref().unwrap()[LABEL_SHARD], shard.to_string());
+        }
+        assert_eq!(prepared.children.len(), 3);
         let run = |prepared: &Prepared| -> RunSpec {
             serde_json::from_str(pod(prepared).containers[0].env.as_ref().unwrap()[0].value.as_ref().unwrap()).unwrap()
         };
         assert_eq!((run(&prepared).shards, run(&prepared).task), (3, Task::Run));
 
         let mut merging = decision.clone();
+        merging.children.truncate(1);
         let [ChildAction::Launch(launch)] = &mut merging.children[..] else { panic!("{decision:?}") };
         launch.task = Task::Merge;
         (launch.artifact, launch.artifact_digest) = (None, None);

@@ -13,15 +13,16 @@ use crate::controller::basis;
 use crate::controller::candidates::{Hurdle, Rejected, Runnable, candidates};
 use crate::controller::facts::{ChildFacts, Place};
 use crate::controller::observe::Snapshot;
+use crate::controller::plan_step::job::assignment_path;
 use crate::controller::plan_step::{self, Ask, Step};
+use crate::controller::straggler;
 use crate::controller::validate::{Invalid, ModelOption, ValidJob};
 use joulecast_crds::inference_job::{
-    ChosenConfiguration, InferenceJobStatus, LeftOutCandidate, Plan, ReasonCount, conditions,
+    ChosenConfiguration, InferenceJobStatus, LeftOutCandidate, Plan, PlannedRest, ReasonCount, conditions,
 };
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::learning::Forecast;
-use joulecast_crds::planned::SolvedPlan;
-use joulecast_crds::run_spec::Task;
+use joulecast_crds::run_spec::{Assignment, Rest, Task};
 use k8s_openapi::jiff::Timestamp;
 use sha2::{Digest, Sha256};
 
@@ -121,8 +122,10 @@ pub struct Launch {
     pub image: String,
     /// When the kubelet pulls it.
     pub pull_policy: PullPolicy,
-    /// SHA-256 and length of the assignment of lines to configurations, where there are several.
-    pub assignment: Option<(String, u64)>,
+    /// The rest of a block, where the plan divides one anew.
+    pub rest: Option<Rest>,
+    /// The assignment of lines to configurations, where there are several.
+    pub assignment: Option<Assignment>,
     /// The energy model that it was placed by, as it is now.
     pub forecast: Option<Box<Forecast>>,
 }
@@ -136,12 +139,15 @@ pub fn decide(snapshot: &Snapshot, job: Result<&ValidJob, &Invalid>, config: &Co
         Ok(job) => plan(snapshot, job, config),
     };
     let finished = is_finished(status);
-    let (mut review, mut children) = (None, Vec::new());
+    let (mut review, mut children, mut divided) = (None, Vec::new(), None);
     if let (Ok(job), Planning::Found(plan), false) = (job, &planning, finished) {
         let reviewed = attempts::review(snapshot, job, plan, &config.retries);
         children = child_actions(snapshot, job, plan, &reviewed, config);
+        divided = straggler::divide(snapshot, job, plan, &reviewed, config.retries.straggler_seconds);
         review = Some(reviewed);
     }
+    // It is stored first; the next reconcile acts on it.
+    let planning = divided.map_or(planning, Planning::Found);
     if review.is_some() || finished {
         let stop = |child: &ChildFacts| ChildAction::Suspend { name: child.name.clone(), suspend: true };
         children.extend(attempts::superseded(snapshot, review.as_ref()).into_iter().map(stop));
@@ -250,6 +256,7 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
     let mut plan = Plan {
         epoch: 1,
         chosen: chosen.into_iter().collect(),
+        rest: None,
         left_out: others.chain(left_out(rejected.clone())).collect(),
         further_left_out: vec![],
         basis: "Unmodelled".into(),
@@ -384,24 +391,38 @@ fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, place: Place, config
         artifact_digest: artifact.and_then(|artifact| artifact.digest.clone()),
         image: runtime.image.clone(),
         pull_policy: runtime.pull_policy,
-        assignment: plan.solved.as_ref().and_then(assignment),
+        assignment: assignment(plan, job),
+        rest: plan.rest.filter(|_| task == Task::Run).and_then(|rest| rest_of(rest, job)),
         forecast: basis::forecast(chosen, job, &snapshot.energy_models, config)
             .filter(|_| task == Task::Run)
             .map(Box::new),
     }))
 }
 
-/// Checksum and length of a plan's assignment: a byte for every line that is not blank.
-fn assignment(solved: &SolvedPlan) -> Option<(String, u64)> {
-    let lines = u64::try_from(solved.requests.saturating_add(solved.malformed)).ok()?;
-    Some((solved.assignment_sha256.clone()?, lines))
+/// Where a plan's assignment lies, and what it is: a byte for every line that is not blank. A plan that divides a rest has that
+/// of the plan before.
+fn assignment(plan: &Plan, job: &ValidJob) -> Option<Assignment> {
+    let solved = plan.solved.as_ref()?;
+    let epoch = u32::try_from(plan.rest.map_or(plan.epoch, |rest| rest.epoch)).ok()?;
+    Some(Assignment {
+        path: assignment_path(job, epoch),
+        sha256: solved.assignment_sha256.clone()?,
+        requests: u64::try_from(solved.requests.saturating_add(solved.malformed)).ok()?,
+    })
 }
 
-/// `JOB-EPOCH-CONFIGURATION-ATTEMPT`, fitted as [`fitted`] does.
+fn rest_of(rest: PlannedRest, job: &ValidJob) -> Option<Rest> {
+    let PlannedRest { epoch: _, configuration: _, shard, from_line } = rest;
+    Some(Rest { shards: job.parallelism, shard: shard.try_into().ok()?, from: from_line.try_into().ok()? })
+}
+
+/// `JOB-EPOCH-CONFIGURATION-ATTEMPT`, with `sSHARD` behind the configuration for any block but the first; fitted as
+/// [`fitted`] does.
 #[must_use]
 pub fn child_name(job: &str, place: Place) -> String {
-    let Place { epoch, configuration, attempt } = place;
-    fitted(job, &format!("-{epoch}-{configuration}-{attempt}"))
+    let Place { epoch, configuration, shard, attempt } = place;
+    let shard = if shard == 0 { String::new() } else { format!("s{shard}") };
+    fitted(job, &format!("-{epoch}-{configuration}{shard}-{attempt}"))
 }
 
 /// A job's name with a tail, at most 63 characters (the limit of a Job): a longer name is cut and told apart by eight
@@ -527,11 +548,30 @@ mod tests {
     }
 
     #[test]
-    fn one_configuration_in_several_pods_is_merged_too() {
-        let snapshot =
-            SnapshotBuilder::new().spec(|spec| spec.parallelism = 3).started().child(|c| c.complete = true).build();
-        let review = decided(&snapshot).review.unwrap();
-        assert_eq!((review.ended.len(), review.verdict), (1, Verdict::Open));
+    fn several_pods_of_a_configuration_have_jobs_of_their_own_and_are_merged() {
+        let three = || SnapshotBuilder::new().spec(|spec| spec.parallelism = 3).started();
+        let names = |decision: Decision| -> Vec<String> {
+            let name = |action: ChildAction| match action {
+                ChildAction::Launch(launch) => launch.name,
+                other => panic!("{other:?}"),
+            };
+            decision.children.into_iter().map(name).collect()
+        };
+        assert_eq!(names(decided(&three().build())), ["hello-1-0-1", "hello-1-0s1-1", "hello-1-0s2-1"]);
+        // One that is done is not begun again, and one that was lost is repeated alone.
+        let record = |shard: i32, outcome: &str| -> joulecast_crds::inference_job::Attempt {
+            serde_json::from_value(serde_json::json!({"epoch": 1, "configuration": 0, "shard": shard, "attempt": 1,
+                "outcome": outcome, "endTime": "2026-01-15T08:00:00Z"}))
+            .unwrap()
+        };
+        let with = |outcomes: [&'static str; 3]| {
+            let records = (0..).zip(outcomes).map(|(shard, outcome)| record(shard, outcome)).collect();
+            decided(&three().status(|status| status.attempts = records).build())
+        };
+        assert_eq!(names(with(["Succeeded", "InfrastructureFailed", "Succeeded"])), ["hello-1-0s1-2"]);
+        let merging = with(["Succeeded"; 3]);
+        assert_eq!(merging.review.as_ref().unwrap().verdict, Verdict::Open);
+        assert_eq!(names(merging), ["hello-1-1-1"]);
     }
 
     #[test]
@@ -609,7 +649,7 @@ mod tests {
     proptest! {
         #[test]
         fn child_names_fit_and_tell_jobs_apart(a in "[a-z]([-a-z0-9.]{0,61}[a-z0-9])?", b in "[a-z]([-a-z0-9.]{0,61}[a-z0-9])?", epoch in 0u32.., index in 0u32..16) {
-            let place = |epoch| Place { epoch, configuration: index, attempt: 1 + index };
+            let place = |epoch| Place { epoch, configuration: index, shard: index % 3, attempt: 1 + index };
             let name = child_name(&a, place(epoch));
             prop_assert!(name.len() <= 63 && name.starts_with(|c: char| c.is_ascii_lowercase()), "{name}");
             prop_assert!(!name.contains("..") || a.contains(".."));

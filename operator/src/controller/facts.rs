@@ -18,6 +18,8 @@ pub struct Place {
     pub epoch: u32,
     /// Index of the configuration in the plan; the merge of several parts is one past the last.
     pub configuration: u32,
+    /// Index of the block of the configuration's lines.
+    pub shard: u32,
     /// Number of the attempt, from 1; objects of releases that did not number them are first attempts.
     pub attempt: u32,
 }
@@ -30,6 +32,7 @@ impl Place {
         Self {
             epoch: number(names::LABEL_EPOCH, 1),
             configuration: number(names::LABEL_CONFIGURATION, 0),
+            shard: number(names::LABEL_SHARD, 0),
             attempt: number(names::LABEL_ATTEMPT, 1),
         }
     }
@@ -47,8 +50,6 @@ pub fn is_attempt(meta: &ObjectMeta) -> bool {
 pub struct PodFacts {
     /// The attempt that it belongs to.
     pub place: Place,
-    /// Its block of lines: the index that an indexed Job gave it.
-    pub shard: u32,
     /// Name.
     pub name: String,
     /// UID.
@@ -105,11 +106,6 @@ impl PodFacts {
         let meta = &pod.metadata;
         Self {
             place: Place::of(meta.labels.as_ref()),
-            shard: meta
-                .labels
-                .as_ref()
-                .and_then(|labels| labels.get("batch.kubernetes.io/job-completion-index")?.parse().ok())
-                .unwrap_or(0),
             name: meta.name.clone().unwrap_or_default(),
             uid: meta.uid.clone().unwrap_or_default(),
             created: meta.creation_timestamp.as_ref().map(|time| time.0),

@@ -52,7 +52,7 @@ fn entry(pod: &PodFacts, by: CountedBy) -> CountedPod {
         name: pod.name.clone(),
         epoch: signed(pod.place.epoch),
         configuration: signed(pod.place.configuration),
-        shard: signed(pod.shard),
+        shard: signed(pod.place.shard),
         by,
         journal: None,
     }
@@ -159,9 +159,9 @@ fn sum_of_others(status: &mut InferenceJobStatus, job: &str, pod: &PodFacts, rep
 /// Adds to the energy of the attempt that a pod belongs to, which its name begins with.
 fn add_to_record(status: &mut InferenceJobStatus, job: &str, pod: &CountedPod, millijoules: i64) {
     let number = |value: i32| u32::try_from(value).unwrap_or(0);
-    let (epoch, configuration) = (number(pod.epoch), number(pod.configuration));
-    let place = attempts::records(status, epoch, configuration)
-        .map(|record| Place { epoch, configuration, attempt: number(record.attempt) })
+    let (epoch, configuration, shard) = (number(pod.epoch), number(pod.configuration), number(pod.shard));
+    let place = attempts::records(status, epoch, configuration, shard)
+        .map(|record| Place { epoch, configuration, shard, attempt: number(record.attempt) })
         .find(|place| pod.name.starts_with(&format!("{}-", child_name(job, *place))));
     if let Some(record) = place.and_then(|place| attempts::find(status, place)) {
         let total = record.energy_millijoules.unwrap_or(0).saturating_add(millijoules);

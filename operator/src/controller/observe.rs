@@ -121,7 +121,7 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
         progress: BTreeMap::new(),
     };
     let readings = snapshot.at_work().filter_map(|pod| Some((pod, pod.ip.as_deref()?))).map(async |(pod, ip)| {
-        let Place { epoch, configuration, attempt: _ } = pod.place;
+        let Place { epoch, configuration, shard: _, attempt: _ } = pod.place;
         let (namespace, job, job_uid) = (namespace.clone(), name.clone(), uid.clone());
         let identity = RunIdentity { namespace, job, job_uid, epoch, configuration };
         Some((pod.uid.clone(), context.progress.read(&pod.uid, ip, &identity).await?))

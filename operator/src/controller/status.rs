@@ -10,7 +10,7 @@ use crate::controller::decide::{ChildAction, Decision, Planning, is_finished};
 use crate::controller::facts::{PodFacts, PodStage};
 use crate::controller::observe::Snapshot;
 use crate::controller::validate::{InputFile, ValidJob};
-use crate::controller::{account, assess, attempts::Review, ledger};
+use crate::controller::{account, assess, attempts::Review, ledger, straggler};
 use joulecast_crds::InferenceJob;
 use joulecast_crds::inference_job::{ChosenConfiguration, InferenceJobStatus, Progress, conditions};
 use joulecast_crds::names::FIELD_MANAGER;
@@ -111,11 +111,17 @@ fn progress(snapshot: &Snapshot, status: &InferenceJobStatus, job: Option<&Valid
         let report = pod.end().and_then(|end| end.report.as_deref().ok());
         let told = report.map(account::final_progress).or_else(|| snapshot.progress.get(&pod.uid).copied());
         let Some(told) = told else { continue };
+        // The pod of an attempt may be gone before those of earlier ones; what it told stays.
+        let latest = attempts::records(status, pod.place.epoch, pod.place.configuration, pod.place.shard).last();
+        if latest.is_some_and(|latest| u32::try_from(latest.attempt).is_ok_and(|number| number > pod.place.attempt)) {
+            continue;
+        }
         if pod.place.configuration == configurations {
             return Some(account::progress(&told)).filter(|_| report.is_some());
         }
-        newest.insert((pod.place.configuration, pod.shard), told);
+        newest.insert((pod.place.configuration, pod.place.shard), told);
     }
+    let parts = if plan.rest.is_some() { parts / configurations.max(1) } else { parts };
     if newest.len() != parts as usize || newest.is_empty() {
         return None;
     }
@@ -126,7 +132,10 @@ fn progress(snapshot: &Snapshot, status: &InferenceJobStatus, job: Option<&Valid
         tokens_out: one.tokens_out + other.tokens_out,
         gross_millijoules: None,
     });
-    sum.as_ref().map(account::progress)
+    match plan.rest {
+        Some(rest) => Some(account::progress(&straggler::whole(&sum?, status.progress.as_ref()?, &rest)?)),
+        None => sum.as_ref().map(account::progress),
+    }
 }
 
 /// Node of the newest pod that has one; the class of nodes while none is known.

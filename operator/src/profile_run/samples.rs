@@ -73,7 +73,7 @@ impl Builder {
 
     pub(crate) fn child(mut self, change: impl FnOnce(&mut ChildFacts)) -> Self {
         let mut facts = ChildFacts {
-            place: crate::controller::facts::Place { epoch: 1, configuration: 0, attempt: 1 },
+            place: crate::controller::facts::Place { epoch: 1, configuration: 0, shard: 0, attempt: 1 },
             name: "grid-profile".into(),
             ours: true,
             deleting: false,

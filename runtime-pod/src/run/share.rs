@@ -4,7 +4,7 @@ use super::RunFailure;
 use crate::assignment::{AssignmentError, Reader};
 use crate::batch_file::results::Results;
 use crate::batch_file::{Lines, MAX_LINE_BYTES, lines};
-use joulecast_crds::run_spec::Assignment;
+use joulecast_crds::run_spec::{Assignment, Rest};
 use std::fs::File;
 use std::io::{self, BufReader, Seek};
 use std::path::PathBuf;
@@ -19,6 +19,8 @@ pub struct Division {
     pub shards: u32,
     /// The run's own block, less than `shards`.
     pub shard: u32,
+    /// The block of an earlier division that the blocks are pieces of.
+    pub rest: Option<Rest>,
     /// The plan's assignment of lines to configurations.
     pub assignment: Option<Assignment>,
     /// The run's own configuration.
@@ -29,13 +31,13 @@ impl Division {
     /// All lines are the run's own.
     #[must_use]
     pub fn whole() -> Self {
-        Self { shards: 1, shard: 0, assignment: None, configuration: 0 }
+        Self { shards: 1, shard: 0, rest: None, assignment: None, configuration: 0 }
     }
 
     /// Whether all lines are the run's own.
     #[must_use]
     pub fn is_whole(&self) -> bool {
-        self.shards == 1 && self.assignment.is_none()
+        self.shards == 1 && self.rest.is_none() && self.assignment.is_none()
     }
 
     /// The lines of an input of `total` request lines, as they come.
@@ -43,7 +45,7 @@ impl Division {
     /// # Errors
     /// When the assignment cannot be used.
     pub fn share(&self, total: u64) -> Result<Share, AssignmentError> {
-        let Self { shards, shard, assignment, configuration } = self;
+        let Self { shards, shard, rest, assignment, configuration } = self;
         let (reader, lines) = match assignment {
             Some(assignment) if assignment.requests != total => {
                 let problem = format!("covers {} requests; the input has {total}", assignment.requests);
@@ -55,12 +57,24 @@ impl Division {
             }
             None => (None, total),
         };
-        let border = |block: u32| {
-            // At most `lines`, which is a u64.
-            u64::try_from(u128::from(lines) * u128::from(block) / u128::from(*shards)).unwrap_or(u64::MAX)
+        let (first, end) = match rest {
+            None => (border(lines, *shard, *shards), border(lines, shard + 1, *shards)),
+            Some(Rest { shards: of, shard: block, from }) => {
+                let (begin, end) = (border(lines, *block, *of), border(lines, block + 1, *of));
+                let from = begin.saturating_add(*from).min(end);
+                // What came before is the first one's, should it lack a result after all.
+                let first = if *shard == 0 { begin } else { from + border(end - from, *shard, *shards) };
+                (first, from + border(end - from, shard + 1, *shards))
+            }
         };
-        Ok(Share { reader, configuration: *configuration, first: border(*shard), end: border(shard + 1), rank: 0 })
+        Ok(Share { reader, configuration: *configuration, first, end, rank: 0 })
     }
+}
+
+/// Where the block of this number begins, of so many equal ones.
+fn border(lines: u64, block: u32, of: u32) -> u64 {
+    // At most `lines`, which is a u64.
+    u64::try_from(u128::from(lines) * u128::from(block) / u128::from(of)).unwrap_or(u64::MAX)
 }
 
 /// A run's own lines, asked for one after the other.
@@ -196,7 +210,8 @@ mod tests {
             for configuration in 0..3 {
                 let mut lengths = Vec::new();
                 for shard in 0..shards {
-                    let division = Division { shards, shard, assignment: Some(assignment.clone()), configuration };
+                    let division =
+                        Division { shards, shard, rest: None, assignment: Some(assignment.clone()), configuration };
                     let lines = own(&division, total);
                     lengths.push(lines.len());
                     for line in lines {
@@ -211,9 +226,27 @@ mod tests {
         }
     }
 
+    proptest! {
+        #[test]
+        fn the_rest_of_a_block_is_divided_so_that_each_of_its_lines_belongs_to_one_pod(
+            total in 0..80u64, of in 1..6u32, block in 0..6u32, from in 0..40u64, shards in 1..7u32,
+        ) {
+            let block = block % of;
+            let whole = own(&Division { shards: of, shard: block, ..Division::whole() }, total);
+            let rest = Some(Rest { shards: of, shard: block, from });
+            let pieces: Vec<Vec<u64>> =
+                (0..shards).map(|shard| own(&Division { shards, shard, rest, ..Division::whole() }, total)).collect();
+            prop_assert_eq!(pieces.concat(), whole.clone());
+            let left = |lines: &Vec<u64>| lines.iter().filter(|line| **line >= whole[0] + from).count();
+            if let (Some(most), Some(least)) = (pieces.iter().map(left).max(), pieces.iter().map(left).min()) {
+                prop_assert!(whole.is_empty() || most - least <= 1, "what is left is divided evenly: {:?}", pieces);
+            }
+        }
+    }
+
     #[test]
     fn blocks_are_contiguous_and_an_assignment_of_another_input_is_refused() {
-        let division = |shard| Division { shards: 3, shard, assignment: None, configuration: 0 };
+        let division = |shard| Division { shards: 3, shard, ..Division::whole() };
         assert_eq!([0, 1, 2].map(|shard| own(&division(shard), 8)), [vec![0, 1], vec![2, 3, 4], vec![5, 6, 7]]);
         assert_eq!([0, 1, 2].map(|shard| own(&division(shard), 1)), [vec![], vec![], vec![0]]);
         let dir = tempfile::tempdir().unwrap();

@@ -2,8 +2,14 @@ use super::*;
 use crate::controller::samples::{self, SnapshotBuilder};
 use crate::controller::validate::validate;
 
-const LIMITS: Retries =
-    Retries { unreachable_seconds: 60, start_seconds: 300, first_seconds: 10, longest_seconds: 60, infrastructure: 2 };
+const LIMITS: Retries = Retries {
+    unreachable_seconds: 60,
+    start_seconds: 300,
+    first_seconds: 10,
+    longest_seconds: 60,
+    straggler_seconds: 120,
+    infrastructure: 2,
+};
 
 fn reviewed(snapshot: &Snapshot) -> Review {
     let job = validate(&snapshot.job, &snapshot.models).unwrap();
@@ -19,6 +25,7 @@ fn record(attempt: i32, outcome: Outcome, began: i64, ended: i64) -> Attempt {
     Attempt {
         epoch: 1,
         configuration: 0,
+        shard: 0,
         attempt,
         node: None,
         start_time: Some(Time(after(-began))),
@@ -149,7 +156,7 @@ fn a_cause_that_was_noted_outlives_its_pod() {
     assert_eq!(reviewed(&snapshot).ended[0].1.outcome, Outcome::RunFailed, "nothing is known but what the Job says");
     let mut status = snapshot.status().clone();
     open(&mut status, &snapshot, []);
-    let place = Place { epoch: 1, configuration: 0, attempt: 1 };
+    let place = Place { epoch: 1, configuration: 0, shard: 0, attempt: 1 };
     note(&mut status, place, &Cause::new(Outcome::InfrastructureFailed, "EvictionByEvictionAPI", "", "drained"));
     note(&mut status, place, &Cause::new(Outcome::Succeeded, "Succeeded", "", ""));
     let noted = with(status.attempts).child(|child| child.failed = Some(("BackoffLimitExceeded".into(), "m".into())));

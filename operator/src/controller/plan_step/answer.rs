@@ -99,6 +99,7 @@ pub fn plan(spec: &PlanSpec, figures: &PlanFigures, without: Vec<LeftOutCandidat
     Plan {
         epoch: i32::try_from(spec.run.epoch).unwrap_or(i32::MAX),
         chosen,
+        rest: None,
         left_out,
         further_left_out: vec![],
         basis: "Modelled".into(),

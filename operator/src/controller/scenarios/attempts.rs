@@ -41,13 +41,18 @@ async fn a_lost_node_moves_the_work_and_fences_the_old_attempt_whose_late_report
 
     // The node comes back, and its pod reports what it did meanwhile.
     world.node("node-1", None);
-    world.pod(samples::ended_pod("hello-1-0-1-a", 143, &report()));
+    let mut late = samples::report();
+    late.lines.done = 7;
+    world.pod(samples::ended_pod("hello-1-0-1-a", 143, &serde_json::to_string(&late).unwrap()));
     world.settle().await;
     let measured = world.status().measured.unwrap();
     assert_eq!((measured.attempts, measured.energy_millijoules), (2, Some(82_400)));
     assert_eq!(world.condition(conditions::ENERGY_REPORTED).unwrap().0, "True");
     assert_eq!(world.status().attempts[0].energy_millijoules, Some(41_200));
     assert_eq!(world.status().failures.infrastructure, 1, "a late report changes no verdict");
+    world.pods.apply_watcher_event(&Event::Delete(samples::ended_pod("hello-1-0-2-b", 0, &report())));
+    world.settle().await;
+    assert_eq!(world.status().progress.unwrap().summary, "48/48", "the first one had done fewer lines");
 }
 
 #[tokio::test]

@@ -378,7 +378,7 @@ fn a_line_that_was_changed_since_is_answered_anew() {
 fn a_block_of_lines_knows_the_ids_before_it() {
     let input = [line("a", 1), line("b", 1), line("a", 1), line("c", 1), line("d", 1)].join("\n");
     let dir = tempfile::tempdir().unwrap();
-    let block = |shard| Division { shards: 2, shard, assignment: None, configuration: 0 }.share(5).unwrap();
+    let block = |shard| Division { shards: 2, shard, ..Division::whole() }.share(5).unwrap();
     let case = |shard| Case { share: Some(block(shard)), keep: true, ..Case::default() };
     let second = feed(dir.path(), input.as_bytes(), 2, case(1));
     assert_eq!((second.tally.lines.total, second.tally.lines.done, second.tally.lines.failed), (3, 3, 1));
