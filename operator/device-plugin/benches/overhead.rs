@@ -79,9 +79,9 @@ fn instance(gpu: u32, number: u32) -> Instance {
     Instance { uuid, gpu_instance: number, compute_instance: 0, slices: 1 }
 }
 
-/// The node's files.
+/// The node's files, in memory as those of /sys and /run are.
 fn node() -> TempDir {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = tempfile::tempdir_in("/dev/shm").unwrap();
     let write = |name: &str, text: &str| {
         let path = dir.path().join(name);
         fs::create_dir_all(path.parent().unwrap()).unwrap();

@@ -357,8 +357,10 @@ impl NodeMeter {
         let there = found.is_some();
         if let Some(dir) = found {
             self.holders.insert(uid.to_owned(), dir);
-            self.ledger.set_owner(slot, Some(uid.to_owned()));
-            self.find_held();
+            if self.ledger.owner(slot) != Some(uid) {
+                self.ledger.set_owner(slot, Some(uid.to_owned()));
+                self.find_held();
+            }
         }
         there
     }

@@ -146,7 +146,7 @@ pub fn listen(directory: &Path, name: &str) -> io::Result<SlotSocket> {
 }
 
 /// How often is looked whether a slot's socket is still there.
-const LOOK: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_secs(2);
 
 /// Serves a slot until `stopped` says so, and removes its socket then. A socket that somebody removed is made anew; one
 /// that another agent put in its place is left to that one.

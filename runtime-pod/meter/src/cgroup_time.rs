@@ -56,6 +56,8 @@ pub struct Cgroups {
     package_of_cpu: Vec<Option<usize>>,
     /// The files of the last sample.
     kept: KeptFiles,
+    /// The cgroup of all pods, as long as it can be read.
+    pods: Option<PathBuf>,
     /// v2 on several packages: sums read so far, and how they were divided, by name of the cgroup.
     divided: BTreeMap<String, (u64, PackageTimes)>,
     /// v2 on several packages: busy ticks of the node by package at the last sample.
@@ -88,7 +90,7 @@ impl Cgroups {
         let kubelet_root = PathBuf::from(kubelet_root.trim_matches('/'));
         let (kept, divided, ticks) = (KeptFiles::default(), BTreeMap::new(), vec![0; packages.len()]);
         let package_of_cpu = package_of_cpu(&packages);
-        Ok(Self { tree, unified, kubelet_root, host, ticks, packages, package_of_cpu, kept, divided })
+        Ok(Self { tree, unified, kubelet_root, host, ticks, packages, package_of_cpu, kept, pods: None, divided })
     }
 
     /// One phrase for reports.
@@ -140,7 +142,7 @@ impl Cgroups {
 
     /// Reads. `holders` are cgroups by pod UID. `None` if the node's own CPU time cannot be read.
     pub fn sample(&mut self, holders: &BTreeMap<String, PathBuf>) -> Option<CpuTimes> {
-        let kubepods = self.kubepods().map(|(dir, _)| dir);
+        let kubepods = self.pods.take().or_else(|| self.kubepods().map(|(dir, _)| dir));
         let busy = self.busy_since_last();
         let root = self.tree.clone();
         let times = CpuTimes {
@@ -151,6 +153,7 @@ impl Cgroups {
                 .filter_map(|(uid, dir)| Some((uid.clone(), self.times(uid, dir, &busy)?)))
                 .collect(),
         };
+        self.pods = kubepods.filter(|_| times.pods.is_some());
         let wanted = |name: &String| [NODE, PODS].contains(&name.as_str()) || holders.contains_key(name);
         self.divided.retain(|name, _| wanted(name));
         self.kept.retain(wanted);

@@ -191,6 +191,12 @@ impl Ledger {
         };
     }
 
+    /// UID of the pod that holds a slot.
+    #[must_use]
+    pub fn owner(&self, slot: &str) -> Option<&str> {
+        self.owners.get(slot).map(String::as_str)
+    }
+
     /// Slots with the UIDs of the pods that hold them.
     pub fn owners(&self) -> impl Iterator<Item = (&str, &str)> {
         self.owners.iter().map(|(slot, holder)| (slot.as_str(), holder.as_str()))
@@ -220,9 +226,12 @@ impl Ledger {
     /// now, and everything in the next step that has them.
     pub fn step(&mut self, at: Duration, totals: &[Option<u64>], cpu: Option<&Arc<CpuTimes>>) {
         let Some(cpu) = cpu else { return };
+        // What is not divided by CPU time keeps none: it would be written with each such domain.
+        let none = Arc::default();
         for (account, total) in self.accounts.iter_mut().zip(totals) {
             let Some(total) = *total else { continue };
-            let last = account.last.replace(Last { at, total, cpu: Arc::clone(cpu) });
+            let of_account = if matches!(account.domain.division, Division::CpuTime { .. }) { cpu } else { &none };
+            let last = account.last.replace(Last { at, total, cpu: Arc::clone(of_account) });
             let Some(last) = last else { continue };
             let moved = total.saturating_sub(last.total);
             let power = account.idle.unwrap_or_default();
