@@ -126,6 +126,12 @@ impl Metering {
         self.stale.contains(slot) || !self.holders.contains_key(slot)
     }
 
+    /// A look at the counters between two steps.
+    pub fn look(&mut self, now: Duration) {
+        self.meter.look(now);
+        self.gather_gpu_use(now);
+    }
+
     /// Regular step; `now` is the time since boot.
     pub fn tick(&mut self, now: Duration, unix_seconds: u64) {
         self.meter.step(now, unix_seconds);

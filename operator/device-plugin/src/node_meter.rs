@@ -328,9 +328,14 @@ impl NodeMeter {
         Some(Moved { counter, integrated, apart: disagreement(counter, integrated)? })
     }
 
-    /// Reads everything and divides what was used since the last step.
-    pub fn step(&mut self, now: Duration, unix_seconds: u64) {
-        let cpu = self.cgroups.as_mut().and_then(|cgroups| cgroups.sample(&self.holders)).map(Arc::new);
+    /// Reads the counters, and power and load of GPUs, and divides nothing: a look between two steps, so that power is
+    /// integrated finely and no counter wraps unseen.
+    pub fn look(&mut self, now: Duration) {
+        self.read(now);
+    }
+
+    /// The totals of all domains, read now.
+    fn read(&mut self, now: Duration) -> Vec<Option<u64>> {
         let mut totals = Vec::with_capacity(self.sources.len());
         for (index, source) in self.sources.iter_mut().enumerate() {
             let (total, lost) = source.read(now);
@@ -339,11 +344,20 @@ impl NodeMeter {
                 self.ledger.lost(index, loss);
             }
             totals.push(total);
+        }
+        totals
+    }
+
+    /// Reads everything and divides what was used since the last step.
+    pub fn step(&mut self, now: Duration, unix_seconds: u64) {
+        let cpu = self.cgroups.as_mut().and_then(|cgroups| cgroups.sample(&self.holders)).map(Arc::new);
+        let totals = self.read(now);
+        for (index, (source, total)) in self.sources.iter_mut().zip(&totals).enumerate() {
             if self.idle_by_hand.is_some() && source.as_gpu().is_none() {
                 continue;
             }
             let held = self.ledger.is_held(&source.domain);
-            if let Some(idle) = source.watch(now, unix_seconds, total, cpu.as_deref(), &self.cpus, held) {
+            if let Some(idle) = source.watch(now, unix_seconds, *total, cpu.as_deref(), &self.cpus, held) {
                 self.ledger.set_idle(index, Some(idle));
             }
         }

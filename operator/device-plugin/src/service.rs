@@ -64,6 +64,11 @@ impl Service {
         self.metering.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// A look at the counters.
+    pub fn look(&self) {
+        self.metering().look(self.clock.since_boot());
+    }
+
     /// A regular step now.
     pub fn tick(&self) {
         self.metering().tick(self.clock.since_boot(), self.clock.unix_seconds());

@@ -8,11 +8,14 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 
-/// Time between two regular steps: 10 Hz.
-const STEP: Duration = Duration::from_millis(100);
-/// Every so many steps the state is saved, so that a crash loses the division of a second at most.
+/// Time between two looks at the counters: 10 Hz.
+const LOOK: Duration = Duration::from_millis(100);
+/// Every so many looks energy is divided among pods, for which the CPU time of each is read; windows have steps of their own at
+/// their edges.
+const STEP_EVERY: u64 = 5;
+/// Every so many looks the state is saved, so that a crash loses the division of a second at most.
 const SAVE_EVERY: u64 = 10;
-/// Every so many steps the kubelet is asked who holds the slots.
+/// Every so many looks the kubelet is asked who holds the slots.
 const ASK_EVERY: u64 = 100;
 /// A counter that cannot be read for so long makes its slot unhealthy.
 const UNHEALTHY_AFTER: Duration = Duration::from_secs(10);
@@ -20,11 +23,15 @@ const UNHEALTHY_AFTER: Duration = Duration::from_secs(10);
 /// Works until it is aborted. `lists` are the slots of each resource, as the kubelet is told of them.
 pub async fn keep(service: Arc<Service>, lists: Vec<watch::Sender<Vec<Slot>>>) {
     let clock = Clock::system();
-    let mut interval = tokio::time::interval(STEP);
+    let mut interval = tokio::time::interval(LOOK);
     interval.set_missed_tick_behavior(MissedTickBehavior::Skip);
     for count in 1u64.. {
         interval.tick().await;
-        service.tick();
+        if count % STEP_EVERY == 0 {
+            service.tick();
+        } else {
+            service.look();
+        }
         if count % SAVE_EVERY == 0 {
             service.save();
         }
