@@ -14,8 +14,8 @@ mkdir -p "$tree/build/bin"
 git archive "$previous" | tar -x -C "$tree" ||
 	{ echo "upgrade: $previous is not in this clone: fetch its history (git fetch --unshallow)" >&2; exit 1; }
 ln -s "$PWD/build/onnxruntime" "$PWD/build/openvino" "$tree/build/"
-# What both depend on is compiled once.
-CARGO_BUILD_BUILD_DIR=${CARGO_BUILD_BUILD_DIR:-$PWD/target} CARGO_TARGET_DIR=$tree/target "$tree/tests/demo/images.sh"
+# A build directory of its own: cargo takes crates of the same name and place in two trees for the same.
+CARGO_BUILD_BUILD_DIR=$PWD/build/previous-target CARGO_TARGET_DIR=$tree/target "$tree/tests/demo/images.sh"
 tests/cluster/cluster load "$tree"/build/images/{operator,runtime}.tar
 
 set -a
