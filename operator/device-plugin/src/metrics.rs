@@ -88,6 +88,7 @@ async fn ready(State(shown): State<Shown>) -> impl IntoResponse {
 
 async fn metrics(State(shown): State<Shown>) -> impl IntoResponse {
     let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    shown.service.catch_up();
     ([(header::CONTENT_TYPE, kind)], shown.text())
 }
 
