@@ -22,6 +22,10 @@ use std::time::Instant;
 /// Serialises the tests of this file.
 static MACHINES: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
+/// Tokens of requests that are cheaper on the first node, and on the second.
+const SHORT: u32 = 60;
+const LONG: u32 = 128;
+
 const LOST: &str = "gpu-0";
 const CLASS: &str = "joulecast.dev/device-class";
 
@@ -176,14 +180,14 @@ fn ensure_all_counted(job: &InferenceJob) -> Result<()> {
 async fn what_is_left_of_a_lost_class_of_nodes_goes_to_the_other_one() {
     let _alone = MACHINES.lock().await;
     with_namespace("replan-lost", |here| async move {
-        const LINES: usize = 500;
+        const LINES: usize = 2800;
         prepared().await?;
         becomes_cuda(&here).await?;
         let name = model(&here, "demo").await?;
         // Long outputs are cheaper on the second node, short ones on the first. All take less time than predicted.
         predict(&name, "cpu", (0.0, 1.0), (0.0, 1.0)).await?;
         predict(&name, "cuda", (60.0, 0.1), (0.0, 1.0)).await?;
-        let tokens = |number: usize| if number % 2 == 0 { 32 } else { 128 };
+        let tokens = |number: usize| if number.is_multiple_of(2) { SHORT } else { LONG };
         apply_job(&here, "lost", &input(LINES, tokens), spec(&[&name])).await?;
         let before = await_job(&here, "lost", "at work on both", |job| lines_done(job) > 40).await?;
         let before = plan(&before).context("plan")?.clone();
@@ -245,7 +249,7 @@ async fn nodes_that_appear_take_over_what_is_cheaper_on_them() {
         let name = model(&here, "demo").await?;
         predict(&name, "cpu", (0.0, 1.0), (0.0, 1.0)).await?;
         predict(&name, "cuda", (60.0, 0.1), (0.0, 1.0)).await?;
-        let tokens = |number: usize| if number % 2 == 0 { 32 } else { 128 };
+        let tokens = |number: usize| if number.is_multiple_of(2) { SHORT } else { LONG };
         apply_job(&here, "new", &input(LINES, tokens), spec(&[&name])).await?;
         await_job(&here, "new", "at work", |job| lines_done(job) > 5).await?;
         becomes_cuda(&here).await?;
@@ -282,7 +286,7 @@ async fn nodes_that_appear_take_over_what_is_cheaper_on_them() {
 async fn what_is_left_of_a_model_that_is_slower_than_predicted_goes_to_another() {
     let _alone = MACHINES.lock().await;
     with_namespace("replan-slow", |here| async move {
-        const LINES: usize = 600;
+        const LINES: usize = 1800;
         prepared().await?;
         let (told, honest) = (model(&here, "told").await?, model(&here, "honest").await?);
         // What nobody can keep: a hundred thousand tokens a second for a tenth of a millijoule each.

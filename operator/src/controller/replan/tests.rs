@@ -376,7 +376,7 @@ fn another_plan_fences_stops_and_then_starts() {
     assert_eq!((launch.name.as_str(), assignment.requests), ("hello-2-0-1", 100));
     // The merge comes after all of it, although there is one configuration.
     assert_eq!(decision.review.unwrap().units.len(), 1);
-    assert_eq!(is_asked(&plan), false);
+    assert!(!is_asked(&plan));
 }
 
 #[test]
