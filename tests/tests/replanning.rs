@@ -244,7 +244,7 @@ async fn what_is_left_of_a_lost_class_of_nodes_goes_to_the_other_one() {
 async fn nodes_that_appear_take_over_what_is_cheaper_on_them() {
     let _alone = MACHINES.lock().await;
     with_namespace("replan-new", |here| async move {
-        const LINES: usize = 400;
+        const LINES: usize = 1200;
         prepared().await?;
         let name = model(&here, "demo").await?;
         predict(&name, "cpu", (0.0, 1.0), (0.0, 1.0)).await?;
