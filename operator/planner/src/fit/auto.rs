@@ -253,7 +253,7 @@ fn errors_by_fold(candidate: &Candidate, rows: &Rows, matrix: &[f64], estimate: 
     let about = &estimate.predictions;
     let mut parts: Vec<_> = (0..FOLDS).map(|_| Normal::new(n)).collect();
     candidate.add_normals(
-        rows,
+        &rows.logs,
         matrix,
         about,
         &estimate.weights,
