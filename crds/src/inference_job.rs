@@ -655,9 +655,9 @@ pub struct Measured {
     pub tokens_in: i64,
     /// Generated tokens of all attempts.
     pub tokens_out: i64,
-    /// Lines with a result, of the latest attempt.
+    /// Lines with a result, as the attempt counted that saw most of them.
     pub lines_done: i64,
-    /// Lines whose result is an error, of the latest attempt.
+    /// Lines whose result is an error, of the same attempt.
     pub lines_failed: i64,
     /// Attempts whose reports are counted here.
     pub attempts: i32,

@@ -128,8 +128,11 @@ fn add_report(sum: &mut Measured, report: &Report) {
     sum.runtime_milliseconds = sum.runtime_milliseconds.saturating_add(signed(report.milliseconds.total));
     sum.tokens_in = sum.tokens_in.saturating_add(signed(report.tokens_in));
     sum.tokens_out = sum.tokens_out.saturating_add(signed(report.tokens_out));
-    sum.lines_done = signed(report.lines.done);
-    sum.lines_failed = signed(report.lines.failed);
+    // The report of an attempt that was given up can come after that of the one that went on from it.
+    if signed(report.lines.done) >= sum.lines_done {
+        sum.lines_done = signed(report.lines.done);
+        sum.lines_failed = signed(report.lines.failed);
+    }
     sum.attempts = sum.attempts.saturating_add(1);
     let Some(gross) = energy.gross_millijoules.filter(|_| energy.source != EnergySource::Unavailable) else {
         sum.attempts_without_energy = sum.attempts_without_energy.saturating_add(1);
@@ -286,8 +289,20 @@ mod tests {
         assert_eq!((sum.attempts, sum.attempts_without_report), (2, 1));
         assert_eq!(sum.energy_millijoules, Some(82_400));
         assert_eq!(sum.tokens_out, 2000);
-        assert_eq!(sum.lines_done, signed(report.lines.done), "lines are those of the latest attempt");
+        assert_eq!(sum.lines_done, signed(report.lines.done));
         assert_eq!(sum.energy_summary, "82.4 J (Modelled, 2 of 3 attempts)");
+    }
+
+    #[test]
+    fn lines_are_those_of_the_attempt_that_saw_most_of_them() {
+        let with = |done, failed| {
+            let mut report = samples::report();
+            (report.lines.done, report.lines.failed) = (done, failed);
+            report
+        };
+        let reports = [with(10, 1), with(40, 3), with(20, 2), with(40, 4)];
+        let sum = reports.iter().fold(None, |sum, report| Some(add(sum.as_ref(), Some(report)))).unwrap();
+        assert_eq!((sum.lines_done, sum.lines_failed, sum.attempts), (40, 4, 4));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The way of one job, on the real cluster: applied, placed, run, reported.
 #![allow(missing_docs)]
 
+mod graphs;
 mod planning;
 
 use anyhow::{Context, Result, ensure};
