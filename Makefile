@@ -106,10 +106,17 @@ cluster-tests: ## the tests that need the local cluster, which `make demo` leave
 
 .PHONY: faults
 faults: export KUBECONFIG := $(cluster_kubeconfig)
-faults: setup images cluster-up kills-operator buckets upgrade ## nodes powered off and cut, everything restarted under running jobs; adds a second node for some minutes
+faults: setup images cluster-up kills-operator buckets upgrade replanning ## nodes powered off and cut, everything restarted under running jobs; adds a second node for some minutes
 	$(call stage,takes nodes and daemons away under running jobs)
 	tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
 	tests/two-nodes.sh faults
+
+.PHONY: replanning
+replanning: export KUBECONFIG := $(cluster_kubeconfig)
+replanning: setup images cluster-up ## jobs that reality leaves the plan of: nodes lost, nodes that appear, a model that is slower than predicted; adds a second node for some minutes
+	$(call stage,takes from running jobs what their plans stand on)
+	tests/cluster/cluster load build/images/{operator,runtime,demo-model}.tar
+	tests/replanning.sh
 
 .PHONY: kills-operator
 kills-operator: export KUBECONFIG := $(cluster_kubeconfig)

@@ -4,7 +4,7 @@ use crate::decimal::Decimal;
 use crate::engine::{ArtifactFormat, DeviceClass, EngineName, Provider};
 use crate::inference_model::ClaimPath;
 use crate::learning::{Assessment, FinishedRun};
-use crate::planned::{PlannedShare, SolvedPlan};
+use crate::planned::{PlannedShare, Replan, ReplanPolicy, SolvedPlan};
 use crate::report::EnergySource;
 use crate::s3::S3Object;
 use k8s_openapi::api::core::v1::{LocalObjectReference, ResourceRequirements, Toleration};
@@ -79,6 +79,9 @@ pub struct InferenceJobSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 315_360_000))]
     pub ttl_seconds_after_finished: Option<i32>,
+    /// When the plan of the job gives way to another after it has been started.
+    #[serde(default)]
+    pub replan: ReplanPolicy,
     /// Additions to the pods that run the job; read until the job has been started.
     #[serde(default)]
     pub pod_template: PodOverrides,
@@ -278,7 +281,7 @@ pub struct InferenceJobStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 32))]
     pub state: Option<String>,
-    /// Planned, Running, Suspended, Complete, Failed, EnergyReported, Extrapolating, ModelDrift: each with reason and message.
+    /// Planned, Replanned, Running, Suspended, Complete, Failed, EnergyReported, Extrapolating, ModelDrift: each with reason and message.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), transform = crate::upstream::conditions)]
     pub conditions: Vec<Condition>,
@@ -341,6 +344,13 @@ pub struct Plan {
     /// The rest of a slow block, where this plan divides it anew; everything else was done before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rest: Option<PlannedRest>,
+    /// Whether another plan was asked for after the job had been started, and what came of it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replan: Option<Replan>,
+    /// Classes of which there were nodes that pods could be bound to when the plan was made; absent in plans of older releases.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
+    pub device_classes: Option<Vec<DeviceClass>>,
     /// The best candidates that were left out, each with its reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]
@@ -608,7 +618,7 @@ pub struct JournalFigures {
 pub enum Outcome {
     /// Every line of its share has a result.
     Succeeded,
-    /// It was asked to stop by spec.suspend.
+    /// It was asked to stop by spec.suspend, or because another plan took the place of its own.
     Stopped,
     /// The cluster took it away.
     InfrastructureFailed,
@@ -695,6 +705,8 @@ pub mod conditions {
     pub const PLANNED: &str = "Planned";
     /// Pods are at work.
     pub const RUNNING: &str = "Running";
+    /// Another plan took the place of the one that the job was started with.
+    pub const REPLANNED: &str = "Replanned";
     /// Every line has a result.
     pub const COMPLETE: &str = "Complete";
     /// The job ended without.

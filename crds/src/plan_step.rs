@@ -4,7 +4,7 @@
 
 use crate::engine::{ArtifactFormat, DeviceClass, EngineName, Provider};
 use crate::report::Failure;
-use crate::run_spec::{BucketObject, RunIdentity};
+use crate::run_spec::{Assignment, BucketObject, RunIdentity};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -39,6 +39,9 @@ pub struct PlanSpec {
     /// Normalisers of the first plan of this job, so that a further one has the same preferences.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub normalisers: Option<PlanNormalisers>,
+    /// Of a job that has been started: what is left of it is planned; absent for a first plan, of all lines.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rest: Option<PlanRest>,
     /// Limits of the whole job.
     #[serde(default)]
     pub limits: PlanLimits,
@@ -47,6 +50,26 @@ pub struct PlanSpec {
     pub load_bytes_per_second: f64,
     /// Seconds after which the solver answers with what it has.
     pub time_limit_seconds: f64,
+}
+
+/// Which lines are left to be planned, and how they are placed at present.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlanRest {
+    /// Output file of the job: the results of its attempts lie beside it.
+    pub output_path: String,
+    /// The object that is to hold the output: the results of its attempts are objects beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output_object: Option<BucketObject>,
+    /// For each configuration of the plan at work, the place of its candidate in [`PlanSpec::candidates`]; None where it can
+    /// go on no more.
+    pub present: Vec<Option<usize>>,
+    /// The assignment of the plan at work; without it all lines belong to its first configuration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub assignment: Option<Assignment>,
+    /// By which fraction of what the present assignment costs another one has to cost less, loading included, to be worth
+    /// its while. Of no account where the present assignment cannot go on, or does not keep the limits.
+    pub least_gain: f64,
 }
 
 /// An artifact of a model: its tokenizer counts the prompt's tokens, its size says how long loading takes.
@@ -170,7 +193,8 @@ pub struct PlanReport {
     /// The plan, if there is one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<PlanFigures>,
-    /// Why there is none. Reason `Infeasible`: no assignment keeps the limits; `Undecided`: none was found in time.
+    /// Why there is none. Reason `Infeasible`: no assignment keeps the limits; `Undecided`: none was found in time;
+    /// `NoGain`: none is better enough than the present one; `NothingLeft`: every request has a result.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failure: Option<Failure>,
 }
@@ -183,6 +207,12 @@ pub struct PlanFigures {
     pub requests: u64,
     /// Lines that will become error results: malformed, or no candidate's model can read their prompt. They cost nothing.
     pub malformed: u64,
+    /// Lines that have a result already, and are planned no more.
+    #[serde(default, skip_serializing_if = "no_count")]
+    pub finished: u64,
+    /// Of these, lines whose result is an error.
+    #[serde(default, skip_serializing_if = "no_count")]
+    pub finished_failed: u64,
     /// Joules of all requests and of loading: low, expected, high (outputs at the ends of the forecast, predictions at the
     /// ends of their intervals).
     pub joules: [f64; 3],
@@ -294,6 +324,8 @@ mod tests {
             plan: Some(PlanFigures {
                 requests: u64::MAX,
                 malformed: u64::MAX,
+                finished: u64::MAX,
+                finished_failed: u64::MAX,
                 joules: [six_digits(long); 3],
                 seconds: [six_digits(long); 3],
                 candidates: vec![candidate; CANDIDATES],

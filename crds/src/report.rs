@@ -268,4 +268,26 @@ pub struct RunProgress {
     /// Gross millijoules so far, if a meter gives them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub gross_millijoules: Option<u64>,
+    /// Measurement beside prediction; absent without a forecast of the run time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pace: Option<Pace>,
+}
+
+/// What the requests that an attempt has completed took, beside what its energy model predicts for requests of their lengths.
+/// Loading is in neither.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Pace {
+    /// The requests.
+    pub requests: u64,
+    /// Device time.
+    pub device_milliseconds: u64,
+    /// The same as predicted.
+    pub predicted_milliseconds: u64,
+    /// Gross millijoules, if a meter gave them for each.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub millijoules: Option<u64>,
+    /// The same as predicted, if energy was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub predicted_millijoules: Option<u64>,
 }

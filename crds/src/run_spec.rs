@@ -116,7 +116,8 @@ pub struct Rest {
 }
 
 /// The file that says which configuration each line belongs to: one byte for every request line (blank lines are none), in
-/// the order of the input, the index of the configuration in `status.plan.chosen`; 255 is never used.
+/// the order of the input, the index of the configuration in `status.plan.chosen`. 255 is a line that had a result when the
+/// plan was made: nobody's, unless that result should be lost; then the first pod's of the first configuration at work.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct Assignment {

@@ -30,6 +30,8 @@
 //!   firstSeconds: 10              # before a run that failed is repeated; doubles with every failure in a row (1..=3600)
 //!   longestSeconds: 300           # the longest such time (firstSeconds..=86400)
 //!   stragglerSeconds: 120         # work that the last of several pods must have left for it to be divided (1..=86400)
+//!   strandedSeconds: 60           # a pod that no node can take waits so long before another plan is asked for (1..=86400)
+//!   replanSeconds: 60             # between an answer to that and asking once more for another plan (1..=86400)
 //!   infrastructure: 100           # how many runs of a job the cluster may take away before the job is Failed (0..=100000)
 //! planning:                       # of jobs whose candidates are predicted; these are the defaults
 //!   timeLimitSeconds: 30          # after which the solver answers with what it has (1..=3600)
@@ -134,6 +136,10 @@ pub struct Retries {
     /// Where several pods work on a configuration: seconds of work that one of them must have left, when all others are
     /// done, for the rest to be divided among all.
     pub straggler_seconds: u32,
+    /// Seconds that a pod which no node can take waits before another plan of its job is asked for.
+    pub stranded_seconds: u32,
+    /// Seconds after such a plan, or after an answer that there is none, before another one is asked for.
+    pub replan_seconds: u32,
     /// How many runs of a job the cluster may take away before the job is Failed.
     pub infrastructure: i32,
 }
@@ -146,6 +152,8 @@ impl Default for Retries {
             first_seconds: 10,
             longest_seconds: 300,
             straggler_seconds: 120,
+            stranded_seconds: 60,
+            replan_seconds: 60,
             infrastructure: 100,
         }
     }
@@ -392,6 +400,8 @@ impl Config {
             first_seconds,
             longest_seconds,
             straggler_seconds,
+            stranded_seconds,
+            replan_seconds,
             infrastructure,
         } = config.retries;
         for (key, value, least, most) in [
@@ -400,6 +410,8 @@ impl Config {
             ("firstSeconds", i64::from(first_seconds), 1, 3600),
             ("longestSeconds", i64::from(longest_seconds), i64::from(first_seconds), 86_400),
             ("stragglerSeconds", i64::from(straggler_seconds), 1, 86_400),
+            ("strandedSeconds", i64::from(stranded_seconds), 1, 86_400),
+            ("replanSeconds", i64::from(replan_seconds), 1, 86_400),
             ("infrastructure", i64::from(infrastructure), 0, 100_000),
         ] {
             if !(least..=most).contains(&value) {

@@ -38,6 +38,7 @@ mod objects;
 pub mod observe;
 pub mod orphans;
 pub mod plan_step;
+pub mod replan;
 pub mod status;
 pub mod story;
 pub mod straggler;

@@ -1,7 +1,8 @@
 //! The assignment: which configuration of the plan each request line belongs to.
 //!
 //! A file of one byte for every request line (blank lines are none), in the order of the input: the index of the
-//! configuration in `status.plan.chosen`, 0 to 254. Lines that are no valid requests get 0. The file has neither head nor
+//! configuration in `status.plan.chosen`, 0 to 254. Lines that are no valid requests get 0. 255 ([`FINISHED`]) stands for a
+//! line that had a result when the plan was made, which a further plan of a job does not place anew. The file has neither head nor
 //! tail: how many requests it covers and its SHA-256 stand in the run specification, so that a run notices when it is not
 //! the one that was planned with.
 
@@ -15,6 +16,8 @@ use std::path::{Path, PathBuf};
 
 /// Configurations that a plan has at most.
 pub const MAX_CONFIGURATIONS: u32 = 255;
+/// What stands for a line that had a result when the plan was made.
+pub const FINISHED: u32 = 255;
 
 const BUFFER_BYTES: usize = 1 << 16;
 
@@ -60,13 +63,13 @@ impl Writer {
         Ok(Self { path: path.to_owned(), partial, file, hash: Sha256::new(), requests: 0 })
     }
 
-    /// The next request line belongs to this configuration.
+    /// The next request line belongs to this configuration, or is [`FINISHED`].
     ///
     /// # Errors
     /// As the system gives them, and for a configuration beyond [`MAX_CONFIGURATIONS`].
     pub fn push(&mut self, configuration: u32) -> Result<(), AssignmentError> {
-        let byte = u8::try_from(configuration).ok().filter(|byte| u32::from(*byte) < MAX_CONFIGURATIONS);
-        let byte = [byte.ok_or(AssignmentError::OutOfRange(configuration))?];
+        // Every byte has a meaning.
+        let byte = [u8::try_from(configuration).map_err(|_| AssignmentError::OutOfRange(configuration))?];
         self.file.write_all(&byte).map_err(failed("write to", &self.partial))?;
         self.hash.update(byte);
         self.requests += 1;
@@ -91,6 +94,7 @@ impl Writer {
 pub struct Reader {
     path: PathBuf,
     file: BufReader<File>,
+    finished: bool,
 }
 
 impl Reader {
@@ -101,7 +105,7 @@ impl Reader {
     pub fn open(assignment: &Assignment, configuration: u32) -> Result<(Self, u64), AssignmentError> {
         let path = PathBuf::from(&assignment.path);
         let mut file = File::open(&path).map_err(failed("open", &path))?;
-        let (mut hash, mut requests, mut own) = (Sha256::new(), 0u64, 0u64);
+        let (mut hash, mut requests, mut own, mut finished) = (Sha256::new(), 0u64, 0u64, false);
         let mut buffer = vec![0; BUFFER_BYTES];
         loop {
             let length = file.read(&mut buffer).map_err(failed("read", &path))?;
@@ -111,6 +115,7 @@ impl Reader {
             hash.update(&buffer[..length]);
             requests += length as u64;
             own += buffer[..length].iter().filter(|byte| u32::from(**byte) == configuration).count() as u64;
+            finished |= buffer[..length].iter().any(|byte| u32::from(*byte) == FINISHED);
         }
         let other = |problem: String| AssignmentError::Other { path: path.clone(), problem };
         if requests != assignment.requests {
@@ -120,10 +125,16 @@ impl Reader {
             return Err(other("has another checksum".to_owned()));
         }
         io::Seek::rewind(&mut file).map_err(failed("read", &path))?;
-        Ok((Self { path, file: BufReader::with_capacity(BUFFER_BYTES, file) }, own))
+        Ok((Self { path, file: BufReader::with_capacity(BUFFER_BYTES, file), finished }, own))
     }
 
-    /// The configuration of the next request line; `None` at the end.
+    /// Whether any line is [`FINISHED`].
+    #[must_use]
+    pub fn has_finished(&self) -> bool {
+        self.finished
+    }
+
+    /// The configuration of the next request line, or [`FINISHED`]; `None` at the end.
     ///
     /// # Errors
     /// As the system gives them.
@@ -154,7 +165,7 @@ mod tests {
         let mut writer = Writer::create(&path).unwrap();
         let configurations: Vec<u32> = (0..100_000).map(|line| line % 7 % 3).collect();
         configurations.iter().for_each(|configuration| writer.push(*configuration).unwrap());
-        assert!(matches!(writer.push(255), Err(AssignmentError::OutOfRange(255))));
+        assert!(matches!(writer.push(256), Err(AssignmentError::OutOfRange(256))));
         assert!(!path.exists(), "whole or not at all");
         let assignment = writer.finish().unwrap();
         assert_eq!((assignment.requests, fs::metadata(&path).unwrap().len()), (100_000, 100_000));

@@ -5,9 +5,11 @@
 
 mod count;
 mod readers;
+mod rest;
 mod solve;
 
 use crate::assignment::{self, AssignmentError};
+use crate::batch_file::OutputError;
 use crate::batch_file::file_error::FileError;
 use crate::bucket::{Address, Bucket, NoCredentials, Use};
 use crate::run::Surroundings;
@@ -17,6 +19,7 @@ use joulecast_crds::names::{ENV_PLAN_SPEC, exit};
 use joulecast_crds::plan_step::{CANDIDATES, PlanFigures, PlanReport, PlanSpec};
 use joulecast_crds::report::Failure;
 use joulecast_crds::run_spec::{BucketObject, VERSION};
+use rest::Left;
 use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -84,6 +87,15 @@ pub enum PlanError {
     /// Nor its object.
     #[error("assignment {0}")]
     AssignmentObject(#[source] FileError),
+    /// The results of a job that has been started cannot be read.
+    #[error("results so far: {0}")]
+    Results(#[from] OutputError),
+    /// Of a job that has been started, every request has a result.
+    #[error("every request has a result")]
+    NothingLeft,
+    /// Nor is any other assignment of what is left of it better enough than the present one.
+    #[error("{0}")]
+    NoGain(String),
     /// It was asked to stop.
     #[error("stopped before the plan was made")]
     Stopped,
@@ -102,6 +114,9 @@ impl PlanError {
             Self::Infeasible(_) => "Infeasible",
             Self::Undecided { .. } => "Undecided",
             Self::Assignment(_) | Self::Directory { .. } | Self::AssignmentObject(_) => "AssignmentUnwritable",
+            Self::Results(_) => "ResultsUnreadable",
+            Self::NothingLeft => "NothingLeft",
+            Self::NoGain(_) => "NoGain",
             Self::Stopped => "Stopped",
         }
     }
@@ -111,7 +126,7 @@ impl PlanError {
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Stopped => exit::STOPPED,
-            Self::Assignment(_) | Self::Directory { .. } | Self::AssignmentObject(_) => exit::FAILED,
+            Self::Assignment(_) | Self::Directory { .. } | Self::AssignmentObject(_) | Self::Results(_) => exit::FAILED,
             Self::InputObject(error) if error.source.kind() != io::ErrorKind::NotFound => exit::FAILED,
             Self::Input { source, .. } if source.kind() != io::ErrorKind::NotFound => exit::FAILED,
             _ => exit::INVALID,
@@ -128,6 +143,8 @@ pub struct Question {
     pub input: Option<Address>,
     /// The object that is to hold the assignment.
     pub assignment: Option<Address>,
+    /// The object that is to hold the output of a job that has been started.
+    pub output: Option<Address>,
 }
 
 /// Reads what is to be planned; `variable` gives the environment's keys of buckets.
@@ -169,7 +186,16 @@ pub fn read_spec(json: Option<&str>, variable: &dyn Fn(&str) -> Option<String>) 
     };
     let input = object(&spec.input_object, Use::Input)?;
     let assignment = object(&spec.assignment_object, Use::Output)?;
-    Ok(Question { spec, input, assignment })
+    let output = object(&spec.rest.as_ref().and_then(|rest| rest.output_object.clone()), Use::Output)?;
+    if let Some(rest) = &spec.rest {
+        if let Some(place) = rest.present.iter().flatten().find(|place| **place >= spec.candidates.len()) {
+            return wrong(format!("rest.present: candidate {place} is not in the list"));
+        }
+        if !(0.0..=1.0).contains(&rest.least_gain) {
+            return wrong(format!("rest.leastGain: {} is out of range; it must be 0 to 1", rest.least_gain));
+        }
+    }
+    Ok(Question { spec, input, assignment, output })
 }
 
 /// Plans what the specification says; gives the termination message and the exit code.
@@ -197,18 +223,20 @@ pub fn plan(question: Result<Question, PlanError>, threads: usize, around: &Surr
 }
 
 fn figures(question: &Question, threads: usize, around: &Surroundings) -> Result<PlanFigures, PlanError> {
-    let Question { spec, input, assignment } = question;
+    let Question { spec, input, assignment, output } = question;
     if let Some(object) = input {
         let bucket = Bucket::open(object).map_err(PlanError::InputObject)?;
         let to = Path::new(&spec.input_path);
         bucket.download(std::slice::from_ref(&object.object.key), to).map_err(PlanError::InputObject)?;
     }
     let began = (around.clock)();
-    let counts = read(spec, threads, around)?;
+    let left = spec.rest.as_ref().map(|rest| Left::open(spec, rest, output.as_ref())).transpose()?;
+    let counts = read(spec, threads, around, left)?;
     let read = (around.clock)();
     tracing::info!(
         requests = counts.requests(),
         malformed = counts.malformed(),
+        finished = counts.finished().0,
         seconds = (read - began).as_secs_f64(),
         "tokens counted"
     );
@@ -233,7 +261,7 @@ fn figures(question: &Question, threads: usize, around: &Surroundings) -> Result
     Ok(figures)
 }
 
-fn read(spec: &PlanSpec, threads: usize, around: &Surroundings) -> Result<Counts, PlanError> {
+fn read(spec: &PlanSpec, threads: usize, around: &Surroundings, left: Option<Left>) -> Result<Counts, PlanError> {
     let path = PathBuf::from(&spec.input_path);
     let input_error = |source| PlanError::Input { path: path.clone(), source };
     let input = File::open(&path).map_err(input_error)?;
@@ -241,19 +269,19 @@ fn read(spec: &PlanSpec, threads: usize, around: &Surroundings) -> Result<Counts
         return Err(input_error(io::Error::from(io::ErrorKind::IsADirectory)));
     }
     let readers = readers::readers(&spec.models)?;
-    let counted =
-        count::count(io::BufReader::with_capacity(1 << 17, input), &readers, threads, &|| around.stop.requested());
-    counted.map_err(input_error)?.ok_or(PlanError::Stopped)
+    let input = io::BufReader::with_capacity(1 << 17, input);
+    let counted = count::count(input, &readers, threads, &|| around.stop.requested(), left, input_error)?;
+    counted.ok_or(PlanError::Stopped)
 }
 
 /// Writes which configuration each line belongs to; gives the file's SHA-256.
-fn write(path: &Path, of_lines: &[u8]) -> Result<String, PlanError> {
+fn write(path: &Path, of_lines: &[u32]) -> Result<String, PlanError> {
     if let Some(directory) = path.parent() {
         let failed = |source| PlanError::Directory { path: directory.to_owned(), source };
         std::fs::create_dir_all(directory).map_err(failed)?;
     }
     let mut writer = assignment::Writer::create(path)?;
-    of_lines.iter().try_for_each(|configuration| writer.push(u32::from(*configuration)))?;
+    of_lines.iter().try_for_each(|configuration| writer.push(*configuration))?;
     Ok(writer.finish()?.sha256)
 }
 

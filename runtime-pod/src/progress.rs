@@ -2,7 +2,7 @@
 
 pub mod server;
 
-use joulecast_crds::report::RunProgress;
+use joulecast_crds::report::{Pace, RunProgress};
 use joulecast_meter::Microjoules;
 use std::sync::{Mutex, PoisonError};
 
@@ -47,6 +47,11 @@ impl Progress {
             progress.tokens_out = tokens_out;
             progress.gross_millijoules = gross.map(Microjoules::millijoules);
         });
+    }
+
+    /// What the completed requests took beside what was predicted for them.
+    pub fn set_pace(&self, pace: Option<Pace>) {
+        self.with(|inner| inner.shown.pace = pace);
     }
 
     /// As it is now.

@@ -4,6 +4,7 @@
 use joulecast_crds::Decimal;
 use joulecast_crds::energy_model::{TokenRange, WrittenForm};
 use joulecast_crds::learning::{Forecast, ForecastSums, QuantitySums, RequestSums};
+use joulecast_crds::report::Pace;
 use joulecast_meter::Microjoules;
 use joulecast_planner::fit::Form;
 use joulecast_planner::refit::TermSums;
@@ -125,6 +126,21 @@ impl RequestTally {
         }
     }
 
+    /// Measurement beside prediction so far, where the run time was predicted.
+    #[must_use]
+    pub fn pace(&self) -> Option<Pace> {
+        let (_, energy, runtime) = self.forecast.as_ref()?;
+        let thousandths = |value: f64| (value * 1e3).round().max(0.0) as u64;
+        let measured = self.energy.filter(|_| !self.unread);
+        Some(Pace {
+            requests: self.sums.requests,
+            device_milliseconds: u64::try_from(self.device.as_millis()).unwrap_or(u64::MAX),
+            predicted_milliseconds: thousandths(runtime.as_ref()?.predicted),
+            millijoules: measured.map(Microjoules::millijoules),
+            predicted_millijoules: energy.as_ref().map(|energy| thousandths(energy.predicted)),
+        })
+    }
+
     /// The sums.
     #[must_use]
     pub fn finish(&self) -> RequestSums {
@@ -163,6 +179,9 @@ mod tests {
         for (x, y) in requests {
             tally.add(x, y, Some(Microjoules(1_000_000)), Duration::from_millis(20));
         }
+        let pace = tally.pace().unwrap();
+        assert_eq!((pace.requests, pace.device_milliseconds, pace.predicted_milliseconds), (3, 60, 970));
+        assert_eq!((pace.millijoules, pace.predicted_millijoules), (Some(3_000), Some(18_300)));
         let sums = tally.finish();
         assert_eq!((sums.requests, sums.tokens_in, sums.tokens_in_times_out), (3, 170, 50 + 2400 + 200));
         assert_eq!((sums.energy_microjoules, sums.device_microseconds), (Some(3_000_000), 60_000));
@@ -186,6 +205,7 @@ mod tests {
         let mut tally = RequestTally::new(1, None).unwrap();
         tally.add(1, 1, Some(Microjoules(5)), Duration::ZERO);
         tally.add(1, 1, None, Duration::ZERO);
+        assert_eq!(tally.pace(), None);
         let sums = tally.finish();
         assert_eq!((sums.energy_microjoules, sums.requests, sums.forecast), (None, 2, None));
     }

@@ -200,3 +200,93 @@ fn what_is_wrong_is_named() {
         assert!(message.contains(told), "{told:?} is missing in {message:?}");
     }
 }
+
+/// Leaves a result of each of these lines (from 0, blank ones not counted) as an attempt of the job would.
+fn answered(dir: &Path, epoch: u32, lines: &[u64]) {
+    use joulecast_runtime::batch_file::parts::{Parts, Role, Who};
+    use joulecast_runtime::batch_file::record::Head;
+    use joulecast_runtime::batch_file::{Lines, Output};
+    let parts = Parts::of(&dir.join("out"), "u").unwrap();
+    let who = Who { epoch, role: Role::Run { configuration: 0, shard: 0 }, name: format!("p{epoch}") };
+    let (attempt, _) = parts.begin(who).unwrap();
+    let mut output = Output::begin(parts, attempt).unwrap();
+    let text = std::fs::read(dir.join("in.jsonl")).unwrap();
+    let mut all = Lines::new(&text[..], 1 << 20);
+    while let Some(line) = all.next_line().unwrap() {
+        let request = line.content.checksum();
+        if lines.contains(&line.place) && output.taken(line.place, request).unwrap().is_none() {
+            let head = Head { line: line.number, place: line.place, request, failed: line.place == 3 };
+            output.append(&head, b"{}").unwrap();
+        }
+    }
+    output.keep().unwrap();
+}
+
+#[test]
+fn of_a_job_that_has_been_started_the_lines_without_a_result_are_placed_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    input(dir.path());
+    let flat = || candidate("flat", 0, json!({"const": 50.0}), 0.5);
+    let steep = || candidate("steep", 0, json!({"tout": 1.0}), 0.5);
+    let both = spec(dir.path(), &[demo_model()], vec![flat(), steep()], 1.0);
+    let first = planned(dir.path(), &both);
+    let before = std::fs::read(dir.path().join("out.parts/a")).unwrap();
+    // The first half is answered, the malformed line 3 among it; one line of it was changed since.
+    answered(dir.path(), 1, &(0..11).collect::<Vec<_>>());
+    let text = std::fs::read_to_string(dir.path().join("in.jsonl")).unwrap();
+    std::fs::write(dir.path().join("in.jsonl"), text.replace("\"r5\"", "\"r5b\"")).unwrap();
+
+    let rest = |candidates: Vec<Value>, present: Value| {
+        let mut spec = spec(dir.path(), &[demo_model()], candidates, 1.0);
+        spec["run"]["epoch"] = json!(2);
+        spec["assignmentPath"] = json!(dir.path().join("out.parts/b"));
+        spec["normalisers"] = json!({"energy": first.normalisers.energy, "accuracy": first.normalisers.accuracy});
+        spec["rest"] = json!({"outputPath": dir.path().join("out"), "present": present, "leastGain": 0.05,
+            "assignment": {"path": dir.path().join("out.parts/a"), "sha256": first.assignment_sha256, "requests": 22}});
+        spec
+    };
+    // Its candidate is gone: what is left of it moves, whatever that costs.
+    let moved = planned(dir.path(), &rest(vec![steep()], json!([null, 0])));
+    assert_eq!((moved.requests, moved.malformed, moved.finished, moved.finished_failed), (11, 1, 10, 1));
+    assert_eq!(moved.normalisers, first.normalisers, "the preferences are frozen");
+    let file = std::fs::read(dir.path().join("out.parts/b")).unwrap();
+    let finished: Vec<usize> = (0..22).filter(|line| file[*line] == 255).collect();
+    assert_eq!(finished, [0, 1, 2, 3, 4, 6, 7, 8, 9, 10], "the changed line 5 has no result");
+    assert!(file.iter().all(|byte| [0, 255].contains(byte)), "{file:?}");
+    assert!(moved.assignment_sha256.is_some(), "which lines are left is told of one candidate too");
+
+    // All can stay: nothing is better.
+    let (code, report) = plan(dir.path(), Some(&rest(vec![flat(), steep()], json!([0, 1]))));
+    let failure = report.failure.unwrap();
+    assert_eq!((code, failure.reason.as_str()), (78, "NoGain"));
+    assert!(failure.message.contains("loading included"), "{}", failure.message);
+    // One that is far cheaper than what is at work gives enough, unless loading it costs more than it saves.
+    let cheap = || candidate("cheap", 0, json!({"tout": 0.01}), 0.5);
+    let figures = planned(dir.path(), &rest(vec![flat(), steep(), cheap()], json!([0, 1])));
+    assert_eq!(figures.candidates[2].requests, 11);
+    let mut slow_to_load = rest(vec![flat(), steep(), cheap()], json!([0, 1]));
+    slow_to_load["loadBytesPerSecond"] = json!(1.0);
+    assert_eq!(plan(dir.path(), Some(&slow_to_load)).1.failure.unwrap().reason, "NoGain");
+    assert_ne!(before, file);
+
+    // With a result of every request nothing is left, whatever becomes of the line that is none.
+    answered(dir.path(), 2, &(0..21).collect::<Vec<_>>());
+    let (code, report) = plan(dir.path(), Some(&rest(vec![steep()], json!([null, 0]))));
+    assert_eq!((code, report.failure.unwrap().reason.as_str()), (78, "NothingLeft"));
+}
+
+#[test]
+fn a_rest_that_is_out_of_range_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    input(dir.path());
+    for (rest, named) in [
+        (json!({"outputPath": "/o", "present": [3], "leastGain": 0.05}), "rest.present: candidate 3"),
+        (json!({"outputPath": "/o", "present": [0], "leastGain": 5.0}), "rest.leastGain: 5"),
+    ] {
+        let mut spec = spec(dir.path(), &[demo_model()], vec![candidate("a", 0, json!({"tout": 1.0}), 0.5)], 1.0);
+        spec["rest"] = rest;
+        let failure = plan(dir.path(), Some(&spec)).1.failure.unwrap();
+        assert_eq!(failure.reason, "PlanSpecInvalid");
+        assert!(failure.message.contains(named), "{}", failure.message);
+    }
+}

@@ -61,6 +61,16 @@ pub fn text(name: &str, status: &InferenceJobStatus) -> String {
     }
     if let Some(plan) = &status.plan {
         let _ = writeln!(text, "\nPlacement (plan {}, {})", plan.epoch, plan.basis.to_lowercase());
+        if let Some(replan) = &plan.replan {
+            let answer = replan.answer.as_deref().unwrap_or("another plan is asked for");
+            let times = if replan.count == 1 { "once".to_owned() } else { format!("{} times", replan.count) };
+            let _ = writeln!(
+                text,
+                "  replanned {times}, last for {}: {}\n            {answer}",
+                replan.reason.as_str(),
+                replan.message
+            );
+        }
         for chosen in &plan.chosen {
             let _ = writeln!(
                 text,

@@ -227,7 +227,7 @@ pub fn final_progress(report: &Report) -> RunProgress {
         lines_done: report.lines.done,
         lines_failed: report.lines.failed,
         tokens_out: report.tokens_out,
-        gross_millijoules: None,
+        ..RunProgress::default()
     }
 }
 

@@ -7,6 +7,7 @@
 //! |---|---|
 //! | succeeded | nothing more for its block |
 //! | stopped, because `spec.suspend` was set | another when the job is resumed; counts nowhere |
+//! | stopped, because another plan took the place of its own | those of that plan; counts nowhere |
 //! | taken away by the cluster | another, at first at once, then ever later; at most `retries.infrastructure` |
 //! | failed by itself | another, ever later; at most `spec.backoffLimit` |
 //! | can never work | the job is Failed |
@@ -89,7 +90,7 @@ pub fn review(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, retries: &Retrie
     let epoch = u32::try_from(plan.epoch).unwrap_or(0);
     let mut review =
         Review { units: Vec::new(), ended: Vec::new(), failures: status.failures, verdict: Verdict::Open, again: None };
-    review.ended.extend(left_behind(snapshot, epoch));
+    review.ended.extend(left_behind(snapshot, plan, epoch));
     let configurations = u32::try_from(plan.chosen.len()).unwrap_or(0);
     let at_work = match plan.rest.and_then(|rest| u32::try_from(rest.configuration).ok()) {
         Some(configuration) => configuration..configuration + 1,
@@ -144,8 +145,8 @@ fn parts(plan: &Plan, job: &ValidJob) -> usize {
     configurations * job.parallelism as usize + usize::from(needs_merge(plan, job))
 }
 
-/// Attempts of an older plan that have come to rest: what was left of their lines was divided anew.
-fn left_behind(snapshot: &Snapshot, epoch: u32) -> Vec<(Place, Cause)> {
+/// Attempts of an older plan that have come to rest: what was left of their lines was divided or placed anew.
+fn left_behind(snapshot: &Snapshot, plan: &Plan, epoch: u32) -> Vec<(Place, Cause)> {
     let number = |value: i32| u32::try_from(value).unwrap_or(0);
     let open =
         snapshot.status().attempts.iter().filter(|record| record.end_time.is_none() && number(record.epoch) < epoch);
@@ -156,7 +157,10 @@ fn left_behind(snapshot: &Snapshot, epoch: u32) -> Vec<(Place, Cause)> {
         attempt: number(record.attempt),
     };
     let rests = |place: &Place| !snapshot.pods.iter().any(|pod| pod.place == *place && pod.end().is_none());
-    let why = || Cause::new(Outcome::Stopped, "Divided", "", "what was left of its lines was divided among all pods");
+    let why = || match plan.rest {
+        Some(_) => Cause::new(Outcome::Stopped, "Divided", "", "what was left of its lines was divided among all pods"),
+        None => Cause::new(Outcome::Stopped, "Replanned", "", "what was left of its lines was placed anew"),
+    };
     open.map(place).filter(rests).map(|place| (place, why())).collect()
 }
 

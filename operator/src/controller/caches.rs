@@ -1,6 +1,6 @@
 //! What the operator watches, each kind once: a pruned cache of it, and who is to be reconciled when it changes.
 
-use crate::controller::decide::is_frozen;
+use crate::controller::decide::{is_finished, is_frozen};
 use crate::controller::observe::TAINT_UNREACHABLE;
 use crate::controller::plan_step::job::ANNOTATION_QUESTION;
 use futures::TryStreamExt;
@@ -158,8 +158,7 @@ pub fn watch(
             })
         })
         .watches_stream(node_stream, move |node: Node| {
-            let mut concerned =
-                refs(&by_node, |job| !job.status.as_ref().is_some_and(|status| is_frozen(status, None)));
+            let mut concerned = refs(&by_node, |job| !job.status.as_ref().is_some_and(is_finished));
             let there =
                 on_node.state_filter(|pod| pod.spec.as_ref().is_some_and(|spec| spec.node_name == node.metadata.name));
             concerned.extend(there.iter().filter_map(|pod| job_of(pod)));
@@ -203,6 +202,7 @@ fn of_interest(node: &Node) -> Option<u64> {
     let mut hasher = DefaultHasher::new();
     node.labels().get(LABEL_DEVICE_CLASS).hash(&mut hasher);
     node.metadata.deletion_timestamp.is_some().hash(&mut hasher);
+    node.spec.as_ref().and_then(|spec| spec.unschedulable).unwrap_or(false).hash(&mut hasher);
     let taints = node.spec.iter().flat_map(|spec| spec.taints.iter().flatten());
     for taint in taints.filter(|taint| taint.key == TAINT_UNREACHABLE) {
         taint.time_added.as_ref().map(|time| time.0).hash(&mut hasher);
@@ -255,11 +255,11 @@ fn prune_node(node: &mut Node) {
         labels.retain(|key, _| key == LABEL_DEVICE_CLASS);
     }
     node.status = None;
-    let taints = node.spec.take().and_then(|spec| spec.taints).unwrap_or_default();
-    let taints: Vec<Taint> = taints.into_iter().filter(|taint| taint.key == TAINT_UNREACHABLE).collect();
-    if !taints.is_empty() {
-        node.spec = Some(NodeSpec { taints: Some(taints), ..NodeSpec::default() });
-    }
+    let Some(NodeSpec { taints, unschedulable, .. }) = node.spec.take() else { return };
+    let taints = taints.unwrap_or_default().into_iter().filter(|taint| taint.key == TAINT_UNREACHABLE);
+    let taints: Vec<Taint> = taints.collect();
+    let taints = (!taints.is_empty()).then_some(taints);
+    node.spec = Some(NodeSpec { taints, unschedulable, ..NodeSpec::default() });
 }
 
 #[cfg(test)]

@@ -2,7 +2,8 @@
 //!
 //! A plan is written to the status before anything acts on it, and is frozen once the job has been started. So an
 //! operator that dies between the two, or a second one, never starts the same job on another configuration. What the
-//! attempts at the plan came to, and whether there is another, is reviewed in `attempts`.
+//! attempts at the plan came to, and whether there is another, is reviewed in `attempts`; whether another plan is asked for, and
+//! takes its place, in `replan`.
 //!
 //! Candidates that are predicted are planned by a pod where the data is ([`plan_step`]); without any prediction the first
 //! in the order of preference is chosen ([`choose`]), and the status says so.
@@ -15,8 +16,8 @@ use crate::controller::facts::{ChildFacts, Place};
 use crate::controller::observe::Snapshot;
 use crate::controller::plan_step::job::assignment_path;
 use crate::controller::plan_step::{self, Ask, Step};
-use crate::controller::straggler;
 use crate::controller::validate::{Invalid, ModelOption, ValidJob};
+use crate::controller::{replan, straggler};
 use joulecast_crds::inference_job::{
     ChosenConfiguration, InferenceJobStatus, LeftOutCandidate, Plan, PlannedRest, ReasonCount, conditions,
 };
@@ -134,20 +135,31 @@ pub struct Launch {
 #[must_use]
 pub fn decide(snapshot: &Snapshot, job: Result<&ValidJob, &Invalid>, config: &Config) -> Decision {
     let status = snapshot.status();
-    let (planning, ask) = match job {
+    let (planning, mut ask) = match job {
         Err(invalid) => (Planning::Invalid(invalid.clone()), None),
         Ok(job) => plan(snapshot, job, config),
     };
     let finished = is_finished(status);
-    let (mut review, mut children, mut divided) = (None, Vec::new(), None);
+    let (mut review, mut children, mut other) = (None, Vec::new(), None);
     if let (Ok(job), Planning::Found(plan), false) = (job, &planning, finished) {
-        let reviewed = attempts::review(snapshot, job, plan, &config.retries);
+        let mut reviewed = attempts::review(snapshot, job, plan, &config.retries);
         children = child_actions(snapshot, job, plan, &reviewed, config);
-        divided = straggler::divide(snapshot, job, plan, &reviewed, config.retries.straggler_seconds);
+        if is_frozen(status, own_child(snapshot)) {
+            match replan::step(snapshot, job, plan, &reviewed, config) {
+                replan::Step::Store(new) => other = Some(*new),
+                replan::Step::Ask(question) => ask = Some(question),
+                replan::Step::Stay(again) => {
+                    reviewed.again = [reviewed.again, again].into_iter().flatten().min();
+                    let seconds = config.retries.straggler_seconds;
+                    other =
+                        straggler::divide(snapshot, job, plan, &reviewed, seconds).filter(|_| !replan::is_asked(plan));
+                }
+            }
+        }
         review = Some(reviewed);
     }
     // It is stored first; the next reconcile acts on it.
-    let planning = divided.map_or(planning, Planning::Found);
+    let planning = other.map_or(planning, Planning::Found);
     if review.is_some() || finished {
         let stop = |child: &ChildFacts| ChildAction::Suspend { name: child.name.clone(), suspend: true };
         children.extend(attempts::superseded(snapshot, review.as_ref()).into_iter().map(stop));
@@ -180,10 +192,14 @@ pub fn is_frozen(status: &InferenceJobStatus, child: Option<&ChildFacts>) -> boo
     planned && (status.start_time.is_some() || child.is_some_and(|child| child.ours) || is_finished(status))
 }
 
+fn own_child(snapshot: &Snapshot) -> Option<&ChildFacts> {
+    snapshot.children.iter().find(|child| child.ours)
+}
+
 fn plan(snapshot: &Snapshot, job: &ValidJob, config: &Config) -> (Planning, Option<Box<Ask>>) {
     let status = snapshot.status();
     if let Some(plan) = &status.plan
-        && is_frozen(status, snapshot.children.iter().find(|child| child.ours))
+        && is_frozen(status, own_child(snapshot))
     {
         return (Planning::Found(plan.clone()), None);
     }
@@ -197,11 +213,12 @@ fn plan(snapshot: &Snapshot, job: &ValidJob, config: &Config) -> (Planning, Opti
         let mut planning = choose(&runnable, rejected);
         if let Planning::Found(plan) | Planning::NoCandidate { plan, .. } = &mut planning {
             basis::tell(plan, &runnable, job, &snapshot.energy_models, config);
+            plan.device_classes = Some(snapshot.classes.iter().copied().collect());
         }
         return (planning, None);
     }
     let without = unmodelled.into_iter().chain(left_out(rejected)).collect();
-    match plan_step::step(snapshot, job, &modelled, without, config) {
+    match plan_step::step(snapshot, job, &modelled, without, None, config) {
         Step::Ask(ask) => {
             let told = match ask.question.spec.candidates.len() {
                 1 => "a plan pod is asked about the one candidate".to_owned(),
@@ -211,7 +228,7 @@ fn plan(snapshot: &Snapshot, job: &ValidJob, config: &Config) -> (Planning, Opti
         }
         Step::Wait(what) => (Planning::Asking(what), None),
         Step::Planned(mut plan) => {
-            list(&mut plan);
+            plan.device_classes = Some(snapshot.classes.iter().copied().collect());
             (Planning::Found(*plan), None)
         }
         Step::Refused(reason, message) => (Planning::Refused { reason, message }, None),
@@ -257,6 +274,8 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
         epoch: 1,
         chosen: chosen.into_iter().collect(),
         rest: None,
+        replan: None,
+        device_classes: None,
         left_out: others.chain(left_out(rejected.clone())).collect(),
         further_left_out: vec![],
         basis: "Unmodelled".into(),
@@ -282,7 +301,8 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
     Planning::Found(plan)
 }
 
-fn left_out(rejected: Vec<Rejected>) -> impl Iterator<Item = LeftOutCandidate> {
+/// Candidates that cannot run, as the plan lists them.
+pub(super) fn left_out(rejected: Vec<Rejected>) -> impl Iterator<Item = LeftOutCandidate> {
     rejected.into_iter().map(|one| LeftOutCandidate {
         model: one.model,
         format: None,
@@ -298,7 +318,7 @@ fn left_out(rejected: Vec<Rejected>) -> impl Iterator<Item = LeftOutCandidate> {
 }
 
 /// Keeps the first candidates that were left out one by one, and counts the rest by reason.
-fn list(plan: &mut Plan) {
+pub(super) fn list(plan: &mut Plan) {
     let further = plan.left_out.split_off(plan.left_out.len().min(LISTED));
     plan.further_left_out = counted(&further);
 }
@@ -340,7 +360,7 @@ fn child_actions(
             UnitState::Working(child) => {
                 actions.push(ChildAction::Suspend { name: child.name.clone(), suspend: job.suspend });
             }
-            UnitState::Due if !job.suspend && is_stored => {
+            UnitState::Due if !job.suspend && is_stored && replan::may_start(snapshot, plan) => {
                 actions.push(launch(snapshot, job, plan, unit.place, config))
             }
             UnitState::Blocked(reason, message) => {
@@ -401,13 +421,14 @@ fn launch(snapshot: &Snapshot, job: &ValidJob, plan: &Plan, place: Place, config
 
 /// Where a plan's assignment lies, and what it is: a byte for every line that is not blank. A plan that divides a rest has that
 /// of the plan before.
-fn assignment(plan: &Plan, job: &ValidJob) -> Option<Assignment> {
+pub(super) fn assignment(plan: &Plan, job: &ValidJob) -> Option<Assignment> {
     let solved = plan.solved.as_ref()?;
     let epoch = u32::try_from(plan.rest.map_or(plan.epoch, |rest| rest.epoch)).ok()?;
     Some(Assignment {
         path: assignment_path(job, epoch),
         sha256: solved.assignment_sha256.clone()?,
-        requests: u64::try_from(solved.requests.saturating_add(solved.malformed)).ok()?,
+        requests: u64::try_from(solved.requests.saturating_add(solved.malformed).saturating_add(solved.finished))
+            .ok()?,
     })
 }
 

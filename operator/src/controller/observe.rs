@@ -6,6 +6,7 @@ use crate::controller::caches::Caches;
 use crate::controller::facts::{ChildFacts, Place, PodFacts, PodStage, is_attempt};
 use crate::controller::plan_step::facts::{PlanFacts, is_plan};
 use crate::controller::plan_step::history::{Past, past};
+use crate::controller::replan::is_asked;
 use joulecast_crds::names::{LABEL_DEVICE_CLASS, LABEL_JOB, LABEL_JOB_UID};
 use joulecast_crds::report::RunProgress;
 use joulecast_crds::run_spec::RunIdentity;
@@ -30,13 +31,15 @@ pub struct Snapshot {
     pub energy_models: Vec<Arc<EnergyModel>>,
     /// The classes of which there is a node.
     pub classes: BTreeSet<DeviceClass>,
+    /// The classes of which there is a node that pods could be bound to: it can be reached and is not closed to them.
+    pub usable: BTreeSet<DeviceClass>,
     /// Since when which nodes cannot be reached.
     pub unreachable: BTreeMap<String, Timestamp>,
     /// The Jobs of its attempts, and those of a job of the same name that is gone, the oldest attempts first.
     pub children: Vec<ChildFacts>,
     /// Its pods, the oldest first.
     pub pods: Vec<PodFacts>,
-    /// What its plan pods were asked and say.
+    /// What its plan pods were asked and say; empty where none is.
     pub plans: Vec<PlanFacts>,
     /// What finished jobs of its namespace say of output lengths; empty where nothing is to be planned.
     pub history: Vec<Past>,
@@ -103,8 +106,10 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
         .map(|pod| PodFacts::of(pod, now))
         .collect();
     pods.sort_by(|a, b| (a.created, &a.name).cmp(&(b.created, &b.name)));
-    let started = job.status.as_ref().is_some_and(|status| status.start_time.is_some());
-    let (plans, history) = if started { Default::default() } else { planning(caches, &namespace, &uid) };
+    let status = job.status.as_ref();
+    let asked = status.and_then(|status| status.plan.as_ref()).is_some_and(is_asked);
+    let started = status.is_some_and(|status| status.start_time.is_some());
+    let (plans, history) = if started && !asked { Default::default() } else { planning(caches, &namespace, &uid) };
     let mut energy_models = caches.energy_models.state();
     energy_models.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     let mut snapshot = Snapshot {
@@ -113,6 +118,7 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
         models,
         energy_models,
         classes: caches.nodes.state().iter().map(|node| device_class(node)).collect(),
+        usable: caches.nodes.state().iter().filter(|node| is_usable(node)).map(|node| device_class(node)).collect(),
         unreachable: caches.nodes.state().iter().filter_map(|node| unreachable_since(node)).collect(),
         children,
         pods,
@@ -156,6 +162,12 @@ fn planning(caches: &Caches, namespace: &str, uid: &str) -> (Vec<PlanFacts>, Vec
 pub fn device_class(node: &Node) -> DeviceClass {
     let label = node.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_DEVICE_CLASS));
     label.and_then(|label| label.parse().ok()).unwrap_or(DeviceClass::Cpu)
+}
+
+/// Whether pods can be bound to a node: it can be reached, is not closed to them, and not about to go.
+fn is_usable(node: &Node) -> bool {
+    let closed = node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true);
+    !closed && node.metadata.deletion_timestamp.is_none() && unreachable_since(node).is_none()
 }
 
 /// Name of a node that cannot be reached, and since when: the taint that the node lifecycle controller sets.

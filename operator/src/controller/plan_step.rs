@@ -11,18 +11,20 @@ pub mod job;
 use crate::config::{Config, Runtime};
 use crate::controller::basis;
 use crate::controller::candidates::Runnable;
-use crate::controller::decide::fitted;
+use crate::controller::decide::{assignment, fitted};
 use crate::controller::objects;
 use crate::controller::observe::Snapshot;
+use crate::controller::replan::LEAST_GAIN;
 use crate::controller::validate::{Fraction, ModelOption, ValidJob};
 use crate::energy_model::select::Fitting;
 use answer::AnswerError;
 use facts::{PlanFacts, PlanStage};
-use joulecast_crds::inference_job::{LeftOutCandidate, Plan, PredictionBasis};
+use joulecast_crds::inference_job::{ChosenConfiguration, LeftOutCandidate, Plan, PredictionBasis};
 use joulecast_crds::inference_model::ClaimPath;
 use joulecast_crds::plan_step::{
-    CANDIDATES, CostTerms, PlanCandidate, PlanConfiguration, PlanLimits, PlanModel, PlanNormalisers, PlanSpec,
+    CANDIDATES, CostTerms, PlanCandidate, PlanConfiguration, PlanLimits, PlanModel, PlanNormalisers, PlanRest, PlanSpec,
 };
+use joulecast_crds::planned::MeasuredPace;
 use joulecast_crds::run_spec::{RunIdentity, VERSION};
 use joulecast_planner::predict::QuantityPredictor;
 use sha2::{Digest, Sha256};
@@ -69,6 +71,15 @@ pub struct Question {
     pub artifacts: Vec<ClaimPath>,
 }
 
+/// A further plan of a job that has been started.
+#[derive(Debug, Clone, Copy)]
+pub struct Further<'a> {
+    /// The plan at work.
+    pub plan: &'a Plan,
+    /// What the job itself has measured.
+    pub paces: &'a [MeasuredPace],
+}
+
 /// The candidates with predictions of both energy and run time, one for each batch size; and why others have none.
 #[must_use]
 pub fn modelled(
@@ -96,17 +107,22 @@ pub fn modelled(
 }
 
 /// How far the plan step of a job with predicted candidates is. `without` are the candidates that are out for other
-/// reasons.
+/// reasons; `further` says that the job has been started.
 #[must_use]
 pub fn step(
     snapshot: &Snapshot,
     job: &ValidJob,
     modelled: &[Modelled],
     without: Vec<LeftOutCandidate>,
+    further: Option<Further<'_>>,
     config: &Config,
 ) -> Step {
-    let epoch = snapshot.status().plan.as_ref().map_or(1, |plan| u32::try_from(plan.epoch).unwrap_or(1));
-    let question = question(snapshot, job, modelled, epoch, config);
+    let stored = snapshot.status().plan.as_ref().map_or(1, |plan| u32::try_from(plan.epoch).unwrap_or(1));
+    let epoch = further.map_or(stored, |further| u32::try_from(further.plan.epoch).unwrap_or(1).saturating_add(1));
+    let mut question = question(snapshot, job, modelled, epoch, config);
+    if let Some(further) = further {
+        of_the_rest(&mut question.spec, snapshot, job, further);
+    }
     if question.spec.limits.deadline_seconds.is_some_and(|left| left <= 0.0) {
         return Step::Refused("DeadlineExceeded".into(), "the time to complete was over before a plan was made".into());
     }
@@ -135,6 +151,10 @@ pub fn step(
 fn mark(spec: &PlanSpec) -> String {
     let mut matter = spec.clone();
     matter.limits.deadline_seconds = matter.limits.deadline_seconds.map(|_| 0.0);
+    if matter.rest.is_some() {
+        // What a job has spent grows.
+        matter.limits.energy_joules = matter.limits.energy_joules.map(|_| 0.0);
+    }
     for one in &mut matter.candidates {
         (one.energy, one.runtime) = Default::default();
         (one.energy_uncertainty, one.runtime_uncertainty) = (0.0, 0.0);
@@ -190,6 +210,7 @@ fn question(snapshot: &Snapshot, job: &ValidJob, modelled: &[Modelled], epoch: u
         zeta: job.zeta.value(),
         // A first plan makes its own; one that is made again before anything started has none to keep to.
         normalisers: frozen.filter(|_| epoch > 1),
+        rest: None,
         limits: PlanLimits {
             energy_joules: job.max_energy_joules.map(|joules| joules as f64),
             deadline_seconds: job.deadline.map(|deadline| deadline.duration_since(snapshot.now).as_secs_f64()),
@@ -199,6 +220,50 @@ fn question(snapshot: &Snapshot, job: &ValidJob, modelled: &[Modelled], epoch: u
         time_limit_seconds: f64::from(config.planning.time_limit_seconds),
     };
     Question { spec, artifacts }
+}
+
+/// Makes the question one about what is left of a job that has been started, with what it has measured itself, within what is
+/// left of its limits.
+fn of_the_rest(spec: &mut PlanSpec, snapshot: &Snapshot, job: &ValidJob, Further { plan, paces }: Further<'_>) {
+    for one in &mut spec.candidates {
+        let PlanConfiguration { format, engine, provider, device_class, .. } = one.configuration;
+        let model = &spec.models[one.model].name;
+        let pace = paces.iter().find(|pace| {
+            pace.model == *model
+                && (pace.format, pace.engine, pace.provider, pace.device_class)
+                    == (format, engine, provider, device_class)
+        });
+        if let Some(MeasuredPace { time_percent, energy_percent, .. }) = pace {
+            scale(&mut one.runtime, *time_percent as f64 / 100.0);
+            scale(&mut one.energy, *energy_percent as f64 / 100.0);
+        }
+    }
+    let is = |chosen: &ChosenConfiguration, one: &PlanCandidate| {
+        let PlanConfiguration { format, artifact_index, engine, provider, device_class, batch, .. } = one.configuration;
+        let own = (chosen.format, chosen.artifact_index, chosen.engine, chosen.provider, chosen.device_class);
+        spec.models[one.model].name == chosen.model
+            && own == (format, artifact_index, engine, provider, device_class)
+            && chosen.batch.unwrap_or(1) == i32::try_from(batch).unwrap_or(i32::MAX)
+    };
+    let place = |chosen: &ChosenConfiguration| spec.candidates.iter().position(|one| is(chosen, one));
+    spec.rest = Some(PlanRest {
+        output_path: job::output_path(job),
+        output_object: objects::output(job).map(objects::told),
+        present: plan.chosen.iter().map(place).collect(),
+        assignment: assignment(plan, job),
+        least_gain: LEAST_GAIN,
+    });
+    let counted = snapshot.status().measured.as_ref().and_then(|measured| measured.energy_millijoules).unwrap_or(0);
+    let at_work = snapshot.at_work().filter_map(|pod| snapshot.progress.get(&pod.uid)?.gross_millijoules);
+    let spent = (counted as f64 + at_work.map(|millijoules| millijoules as f64).sum::<f64>()) / 1000.0;
+    spec.limits.energy_joules = spec.limits.energy_joules.map(|joules| (joules - spent).max(0.0));
+}
+
+/// A cost times so much.
+fn scale(cost: &mut CostTerms, factor: f64) {
+    cost.terms.values_mut().chain(cost.floor_terms.iter_mut().flat_map(|terms| terms.values_mut())).for_each(|term| {
+        *term *= factor;
+    });
 }
 
 fn candidate(one: &Modelled, model: usize, accuracy: f64, job: &ValidJob) -> PlanCandidate {

@@ -172,6 +172,7 @@ impl SnapshotBuilder {
                 models: models(),
                 energy_models: Vec::new(),
                 classes: BTreeSet::from([DeviceClass::Cpu]),
+                usable: BTreeSet::from([DeviceClass::Cpu]),
                 unreachable: BTreeMap::new(),
                 children: Vec::new(),
                 pods: Vec::new(),
@@ -255,6 +256,7 @@ impl SnapshotBuilder {
 
     pub(crate) fn classes(mut self, classes: &[DeviceClass]) -> Self {
         self.snapshot.classes = classes.iter().copied().collect();
+        self.snapshot.usable = self.snapshot.classes.clone();
         self
     }
 

@@ -33,6 +33,7 @@ mod endpoints;
 mod life;
 mod predictions;
 mod refusals;
+mod replan;
 mod reports;
 
 /// One request that the fake saw.

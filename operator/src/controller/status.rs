@@ -14,6 +14,7 @@ use crate::controller::{account, assess, attempts::Review, ledger, straggler};
 use joulecast_crds::InferenceJob;
 use joulecast_crds::inference_job::{ChosenConfiguration, InferenceJobStatus, Progress, conditions};
 use joulecast_crds::names::FIELD_MANAGER;
+use joulecast_crds::planned::{Replan, ReplanOutcome};
 use joulecast_crds::report::{Report, RunProgress};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -122,6 +123,11 @@ fn progress(snapshot: &Snapshot, status: &InferenceJobStatus, job: Option<&Valid
         newest.insert((pod.place.configuration, pod.place.shard), told);
     }
     let parts = if plan.rest.is_some() { parts / configurations.max(1) } else { parts };
+    // Those that had a result when the plan was made are nobody's.
+    let (finished, failed) = plan.solved.as_ref().map_or((0, 0), |solved| {
+        let known = |number: i64| u64::try_from(number).unwrap_or(0);
+        (known(solved.finished), known(solved.finished_failed))
+    });
     if newest.len() != parts as usize || newest.is_empty() {
         return None;
     }
@@ -130,11 +136,21 @@ fn progress(snapshot: &Snapshot, status: &InferenceJobStatus, job: Option<&Valid
         lines_done: one.lines_done + other.lines_done,
         lines_failed: one.lines_failed + other.lines_failed,
         tokens_out: one.tokens_out + other.tokens_out,
-        gross_millijoules: None,
+        ..RunProgress::default()
     });
     match plan.rest {
         Some(rest) => Some(account::progress(&straggler::whole(&sum?, status.progress.as_ref()?, &rest)?)),
-        None => sum.as_ref().map(account::progress),
+        None => sum.map(|sum| {
+            let before = status.progress.as_ref().filter(|_| plan.epoch > 1).map_or(0, |before| before.tokens_out);
+            account::progress(&RunProgress {
+                lines_total: sum.lines_total.map(|total| total + finished),
+                lines_done: sum.lines_done + finished,
+                lines_failed: sum.lines_failed + failed,
+                // What was generated under older plans is not told any more.
+                tokens_out: sum.tokens_out.max(u64::try_from(before).unwrap_or(0)),
+                ..sum
+            })
+        }),
     }
 }
 
@@ -213,6 +229,9 @@ impl Conditions<'_> {
                 let what: Vec<String> = plan.chosen.iter().map(chosen).collect();
                 let reason = if plan.solved.is_some() { "PlanSolved" } else { "PlacementFound" };
                 self.set(conditions::PLANNED, true, reason, &what.join("; "));
+                if let Some(replan) = &plan.replan {
+                    self.replanned(replan);
+                }
             }
             Planning::Asking(what) => self.set(conditions::PLANNED, false, "Planning", what),
             Planning::Refused { reason, message } => {
@@ -225,6 +244,27 @@ impl Conditions<'_> {
                 self.set(conditions::PLANNED, false, "NoCandidate", reason);
             }
             Planning::Invalid(invalid) => self.set(conditions::PLANNED, false, "Invalid", &invalid.to_string()),
+        }
+    }
+
+    fn replanned(&mut self, replan: &Replan) {
+        let Replan { count, reason, message, outcome, answer, .. } = replan;
+        let answer = answer.as_deref().unwrap_or_default();
+        match outcome {
+            None => {
+                let limit = self.snapshot.job.spec.replan.limit;
+                let told = format!(
+                    "{message}. Another plan is asked for (time {count} of at most {limit}); everything goes on meanwhile"
+                );
+                self.set(conditions::REPLANNED, false, "Asking", &told);
+            }
+            Some(ReplanOutcome::Replaced) => {
+                self.set(conditions::REPLANNED, true, reason.as_str(), &format!("{message}. {answer}"));
+            }
+            Some(ReplanOutcome::Kept) => {
+                let told = format!("{message}. Another plan was asked for, and this one is kept: {answer}");
+                self.set(conditions::REPLANNED, false, "Kept", &told);
+            }
         }
     }
 

@@ -3,6 +3,7 @@
 use crate::controller::facts::PodFacts;
 use crate::controller::status::Computed;
 use joulecast_crds::inference_job::{Attempt, InferenceJobStatus, Outcome, conditions};
+use joulecast_crds::planned::ReplanOutcome;
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
@@ -68,6 +69,17 @@ pub fn events(old: &InferenceJobStatus, computed: &Computed) -> Vec<Event> {
     {
         let kind = if planned.reason == "Planning" { EventType::Normal } else { EventType::Warning };
         events.push(event(kind, &planned.reason, &planned.message, "Plan"));
+    }
+    let of_plan = |status: &InferenceJobStatus| status.plan.as_ref().and_then(|plan| plan.replan.clone());
+    if let (Some(replan), Some(condition)) = (of_plan(new), find(new, conditions::REPLANNED))
+        && of_plan(old).is_none_or(|old| (old.count, old.outcome) != (replan.count, replan.outcome))
+    {
+        let reason = match replan.outcome {
+            None => "Replanning",
+            Some(ReplanOutcome::Replaced) => "Replanned",
+            Some(ReplanOutcome::Kept) => "PlanKept",
+        };
+        events.push(event(EventType::Normal, reason, &condition.message, "Plan"));
     }
     // A run that had ended before it was seen is told of by what came out of it.
     if let Some(running) = became(conditions::RUNNING, "True").filter(|running| running.reason != "Ending") {

@@ -57,7 +57,7 @@ pub fn whole(pods: &RunProgress, before: &Progress, rest: &PlannedRest) -> Optio
         lines_done: total.saturating_sub(left),
         lines_failed: known(before.lines_failed).max(pods.lines_failed),
         tokens_out: known(before.tokens_out).max(pods.tokens_out),
-        gross_millijoules: None,
+        ..RunProgress::default()
     })
 }
 
@@ -99,8 +99,7 @@ mod tests {
             })
             .pod(&pod)
             .build();
-        let progress =
-            RunProgress { lines_total: Some(100), lines_done, lines_failed: 0, tokens_out: 0, gross_millijoules: None };
+        let progress = RunProgress { lines_total: Some(100), lines_done, ..RunProgress::default() };
         snapshot.progress.insert(uid, progress);
         snapshot
     }
@@ -175,7 +174,7 @@ mod tests {
             lines_done: 45,
             lines_failed: 1,
             tokens_out: 7,
-            gross_millijoules: None,
+            ..RunProgress::default()
         };
         let before: Progress = serde_json::from_value(
             json!({"summary": "", "linesTotal": 300, "linesDone": 240, "linesFailed": 3, "tokensOut": 900}),

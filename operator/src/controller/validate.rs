@@ -8,6 +8,7 @@ use joulecast_crds::inference_job::{
     ShareBound,
 };
 use joulecast_crds::inference_model::{Accuracy, Artifact as ApiArtifact, ClaimPath, InferenceModelSpec};
+use joulecast_crds::planned::ReplanPolicy;
 use joulecast_crds::s3::S3Object;
 use joulecast_crds::{ArtifactFormat, DeviceClass, EngineName, InferenceJob, InferenceModel, Provider, names};
 use k8s_openapi::jiff::{SignedDuration, Timestamp};
@@ -51,6 +52,8 @@ pub struct ValidJob {
     pub cold_start: ColdStart,
     /// Largest fraction of failed lines of a Complete job.
     pub max_failed_fraction: Fraction,
+    /// When the plan gives way to another after the job was started.
+    pub replan: ReplanPolicy,
     /// Repeated attempts.
     pub backoff_limit: i32,
     /// Whether the job is to be planned and never started.
@@ -271,6 +274,7 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
         parallelism,
         suspend,
         ttl_seconds_after_finished,
+        replan,
         pod_template,
     } = &job.spec;
     let name = job.metadata.name.clone().unwrap_or_default();
@@ -330,6 +334,7 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
             .collect::<Result<_, _>>()?,
         cold_start: *cold_start,
         max_failed_fraction: Fraction::parse("spec.maxFailedFraction", max_failed_fraction)?,
+        replan: *replan,
         backoff_limit: (*backoff_limit).max(0),
         parallelism: u32::try_from(*parallelism).unwrap_or(1).max(1),
         suspend: *suspend || plan_only,

@@ -174,6 +174,14 @@ impl Parts {
         self.dir.join(format!("{attempt}{end}"))
     }
 
+    /// Copies what the attempts left onto the own disk, where that does not lie there by itself. The directory has to be there.
+    ///
+    /// # Errors
+    /// As the server and the system give them.
+    pub fn fetch(&self) -> Result<(), FileError> {
+        self.mirror.as_ref().map_or(Ok(()), |mirror| mirror.fetch(&self.dir))
+    }
+
     /// Takes note of what other attempts did, where that does not show by itself.
     ///
     /// # Errors
@@ -207,9 +215,7 @@ impl Parts {
     /// As the system gives them.
     pub fn begin(&self, who: Who) -> Result<(Attempt, File), FileError> {
         fs::create_dir_all(&self.dir).map_err(failed("create the directory", &self.dir))?;
-        if let Some(mirror) = &self.mirror {
-            mirror.fetch(&self.dir)?;
-        }
+        self.fetch()?;
         let highest = self.attempts()?.iter().map(|attempt| attempt.number).max().unwrap_or(0);
         let mut attempt = Attempt { who, number: highest };
         let journal = loop {

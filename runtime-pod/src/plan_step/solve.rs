@@ -6,6 +6,7 @@
 
 use super::PlanError;
 use super::count::{Counted, Counts};
+use super::rest::Sums;
 use joulecast_crds::plan_step::{
     CostTerms, OutputFractions, PlanCandidate, PlanFigures, PlanNormalisers, PlanSpec, PlannedCandidate, six_digits,
 };
@@ -78,6 +79,9 @@ pub(super) fn solve(
             deadline: spec.limits.deadline_seconds.map(Seconds),
         },
     };
+    if spec.rest.is_some() && requests.is_empty() {
+        return Err(PlanError::NothingLeft);
+    }
     let workload = Workload::new(&requests).map_err(ProblemError::from)?;
     let plan = match plan::solve(&workload, &problem, None, stop)? {
         Outcome::Planned(plan) => plan,
@@ -85,10 +89,25 @@ pub(super) fn solve(
         Outcome::Undecided { reason, .. } => return Err(PlanError::Undecided { reason }),
     };
     let assigned = plan.assign(&workload, &requests)?;
+    if let Some(rest) = &spec.rest {
+        let of_place = |place: usize| suited.iter().position(|suited| *suited == place);
+        let present: Vec<Option<usize>> = rest.present.iter().map(|place| place.and_then(of_place)).collect();
+        let of_request = |at: &u8| present.get(usize::from(*at)).copied().flatten();
+        // Where a line can stay where it is at all.
+        if let Some(present) = counts.present.iter().map(of_request).collect::<Option<Vec<usize>>>() {
+            let weights = (spec.zeta, plan.normalisers);
+            let stay = Sums::of(&candidates, &requests, |at| present[at], weights);
+            let go = Sums::of(&candidates, &requests, |at| usize::from(assigned[at]), weights);
+            let go = go.with_loading(&candidates, weights);
+            stay.gives_way_to(&go, &spec.limits, rest.least_gain)?;
+        }
+    }
 
     let mut figures = PlanFigures {
         requests: requests.len() as u64,
         malformed: counts.malformed() as u64,
+        finished: counts.finished().0 as u64,
+        finished_failed: counts.finished().1 as u64,
         joules: [0.0; 3],
         seconds: [0.0; 3],
         candidates: vec![PlannedCandidate::default(); spec.candidates.len()],
@@ -110,7 +129,7 @@ pub(super) fn solve(
     for figure in figures.joules.iter_mut().chain(&mut figures.seconds) {
         *figure = six_digits(*figure);
     }
-    Ok((figures, ranks(&assigned, priced.len())))
+    Ok((figures, ranks(&assigned, priced.len(), spec.rest.is_some())))
 }
 
 /// The requests as one model sees them.
@@ -163,8 +182,9 @@ impl Given<'_> {
     }
 }
 
-/// The places of candidates as places among those that are used at all; None if there is only one.
-fn ranks(assigned: &[u8], candidates: usize) -> Option<Vec<u8>> {
+/// The places of candidates as places among those that are used at all; None if there is only one, unless it is to be said
+/// which lines are none of anybody's.
+fn ranks(assigned: &[u8], candidates: usize, always: bool) -> Option<Vec<u8>> {
     let mut used = vec![false; candidates];
     assigned.iter().for_each(|k| used[usize::from(*k)] = true);
     let mut rank = vec![0u8; candidates];
@@ -173,7 +193,7 @@ fn ranks(assigned: &[u8], candidates: usize) -> Option<Vec<u8>> {
         rank[k] = next;
         next += u8::from(*used);
     }
-    (next > 1).then(|| assigned.iter().map(|k| rank[usize::from(*k)]).collect())
+    (next > 1 || always).then(|| assigned.iter().map(|k| rank[usize::from(*k)]).collect())
 }
 
 fn priced<'a>(place: usize, spec: &'a PlanSpec, counts: &Counts) -> Result<Priced<'a>, PlanError> {
@@ -255,9 +275,10 @@ mod tests {
 
     #[test]
     fn candidates_that_are_used_are_counted_from_zero() {
-        assert_eq!(ranks(&[2, 0, 2], 4), Some(vec![1, 0, 1]));
-        assert_eq!(ranks(&[3, 3], 4), None);
-        assert_eq!(ranks(&[], 4), None);
+        assert_eq!(ranks(&[2, 0, 2], 4, false), Some(vec![1, 0, 1]));
+        assert_eq!(ranks(&[3, 3], 4, false), None);
+        assert_eq!(ranks(&[3, 3], 4, true), Some(vec![0, 0]));
+        assert_eq!(ranks(&[], 4, false), None);
     }
 
     proptest! {

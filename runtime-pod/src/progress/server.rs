@@ -119,7 +119,7 @@ fn typed(status: StatusCode, kind: &'static str, body: Vec<u8>) -> Response<Full
 /// Progress in Prometheus' text format; what is not known is left out.
 #[must_use]
 pub fn metrics(progress: &RunProgress) -> String {
-    let RunProgress { lines_total, lines_done, lines_failed, tokens_out, gross_millijoules } = *progress;
+    let RunProgress { lines_total, lines_done, lines_failed, tokens_out, gross_millijoules, pace: _ } = *progress;
     let mut text = String::new();
     let mut metric = |name: &str, kind: &str, help: &str, value: Option<String>| {
         if let Some(value) = value {

@@ -1,6 +1,6 @@
 //! What the generation loop works through: lines become requests, completions become results.
 
-use super::share::{Share, Survey};
+use super::share::{Owned, Share, Survey};
 use super::{RunFailure, Surroundings};
 use crate::attribution::Shares;
 use crate::batch_file::record::Head;
@@ -197,7 +197,7 @@ impl<'a, R: BufRead> Feed<'a, R> {
                 self.ended = true;
                 return Ok(None);
             };
-            let own = self.share.owns_next()?;
+            let own = self.share.owns_next()? != Owned::No;
             let head = Head { line: line.number, place: line.place, request: line.content.checksum(), failed: false };
             let number = head.line;
             let taken = self.output.taken(head.place, head.request)?;
@@ -322,6 +322,7 @@ impl<'a, R: BufRead> Feed<'a, R> {
         let LineCounts { done, failed, taken_over, .. } = self.tally.lines;
         self.around.progress.set(done, failed, tokens, gross);
         self.around.progress.set_own(done - taken_over, self.tally.tokens_in, self.tally.tokens_out);
+        self.around.progress.set_pace(self.tally.requests.pace());
     }
 
     fn take(&mut self, result: Result<(), RunFailure>) {

@@ -1,7 +1,7 @@
 //! Which lines of the input are a run's own: a block of those that the plan assigned to its configuration.
 
 use super::RunFailure;
-use crate::assignment::{AssignmentError, Reader};
+use crate::assignment::{AssignmentError, FINISHED, Reader};
 use crate::batch_file::results::Results;
 use crate::batch_file::{Lines, MAX_LINE_BYTES, lines};
 use joulecast_crds::run_spec::{Assignment, Rest};
@@ -67,7 +67,9 @@ impl Division {
                 (first, from + border(end - from, shard + 1, *shards))
             }
         };
-        Ok(Share { reader, configuration: *configuration, first, end, rank: 0 })
+        let finished = reader.as_ref().is_some_and(Reader::has_finished);
+        let spare = finished && *shard == 0 && (*configuration == 0 || rest.is_some());
+        Ok(Share { reader, configuration: *configuration, first, end, rank: 0, spare })
     }
 }
 
@@ -85,33 +87,49 @@ pub struct Share {
     end: u64,
     /// Lines of the configuration so far.
     rank: u64,
+    /// Whether lines that had a result when the plan was made are the run's own, should they lack it after all.
+    spare: bool,
+}
+
+/// Whether a line is a run's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Owned {
+    /// Another's.
+    No,
+    /// Its own.
+    Yes,
+    /// Its own if it has no result: it had one when the plan was made, and counts among nobody's lines.
+    IfMissing,
 }
 
 impl Share {
     /// All lines, however many there are.
     #[must_use]
     pub fn all() -> Self {
-        Self { reader: None, configuration: 0, first: 0, end: u64::MAX, rank: 0 }
+        Self { reader: None, configuration: 0, first: 0, end: u64::MAX, rank: 0, spare: false }
     }
 
     /// Whether the next request line is the run's own; to be asked once for each line, in order.
     ///
     /// # Errors
     /// When the assignment cannot be read.
-    pub fn owns_next(&mut self) -> Result<bool, AssignmentError> {
-        if let Some(reader) = &mut self.reader
-            && reader.next_configuration()? != Some(self.configuration)
-        {
-            return Ok(false);
+    pub fn owns_next(&mut self) -> Result<Owned, AssignmentError> {
+        if let Some(reader) = &mut self.reader {
+            match reader.next_configuration()? {
+                Some(FINISHED) if self.spare => return Ok(Owned::IfMissing),
+                Some(own) if own == self.configuration => {}
+                _ => return Ok(Owned::No),
+            }
         }
         self.rank += 1;
-        Ok((self.first..self.end).contains(&(self.rank - 1)))
+        Ok(if (self.first..self.end).contains(&(self.rank - 1)) { Owned::Yes } else { Owned::No })
     }
 
     /// Whether no line that follows is the run's own.
     #[must_use]
     pub fn is_over(&self) -> bool {
-        self.rank >= self.end
+        // Lines that had a result may stand anywhere.
+        self.rank >= self.end && !self.spare
     }
 }
 
@@ -158,16 +176,22 @@ pub fn survey(
             return Ok(None);
         }
         let Some(line) = lines.next_line().map_err(read_error)? else { break };
-        if !share.owns_next()? {
+        let owned = share.owns_next()?;
+        if owned == Owned::No {
+            continue;
+        }
+        let entry = results.get(line.place).map_err(crate::batch_file::OutputError::from)?;
+        let entry = entry.filter(|entry| entry.request == line.content.checksum());
+        if owned == Owned::IfMissing && entry.is_some() {
             continue;
         }
         survey.own += 1;
-        match results.get(line.place).map_err(crate::batch_file::OutputError::from)? {
-            Some(entry) if entry.request == line.content.checksum() => {
+        match entry {
+            Some(entry) => {
                 survey.done += 1;
                 survey.failed += u64::from(entry.failed);
             }
-            _ => {
+            None => {
                 survey.first_missing.get_or_insert(line.number);
             }
         }
@@ -191,7 +215,7 @@ mod tests {
 
     fn own(division: &Division, total: u64) -> Vec<u64> {
         let mut share = division.share(total).unwrap();
-        (0..total).filter(|_| share.owns_next().unwrap()).collect()
+        (0..total).filter(|_| share.owns_next().unwrap() == Owned::Yes).collect()
     }
 
     proptest! {
@@ -242,6 +266,50 @@ mod tests {
                 prop_assert!(whole.is_empty() || most - least <= 1, "what is left is divided evenly: {:?}", pieces);
             }
         }
+    }
+
+    #[test]
+    fn lines_that_had_a_result_are_nobodys_and_the_first_pods_if_they_lack_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut writer = Writer::create(&dir.path().join("a")).unwrap();
+        [FINISHED, 0, 1, FINISHED, 0, 1, 0, FINISHED].iter().for_each(|byte| writer.push(*byte).unwrap());
+        let assignment = Some(writer.finish().unwrap());
+        let owned = |configuration, shard, rest: Option<Rest>| {
+            let division = Division { shards: 2, shard, rest, assignment: assignment.clone(), configuration };
+            let mut share = division.share(8).unwrap();
+            let mut told = String::new();
+            while !share.is_over() && told.len() < 8 {
+                told.push(match share.owns_next().unwrap() {
+                    Owned::No => '-',
+                    Owned::Yes => 'y',
+                    Owned::IfMissing => '?',
+                });
+            }
+            told
+        };
+        assert_eq!((owned(0, 0, None).as_str(), owned(0, 1, None).as_str()), ("?y-?---?", "----y-y"));
+        assert_eq!((owned(1, 0, None).as_str(), owned(1, 1, None).as_str()), ("--y", "-----y"));
+        // Where the rest of a block is divided nobody else is at work.
+        let rest = Some(Rest { shards: 2, shard: 1, from: 0 });
+        assert_eq!((owned(1, 0, rest).as_str(), owned(1, 1, rest).as_str()), ("?--?---?", "-----y"));
+    }
+
+    #[test]
+    fn a_survey_counts_lines_that_lost_their_result() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("in.jsonl");
+        std::fs::write(&path, "a\nb\nc\nd\n").unwrap();
+        let mut writer = Writer::create(&dir.path().join("a")).unwrap();
+        [FINISHED, FINISHED, 0, 0].iter().for_each(|byte| writer.push(*byte).unwrap());
+        let division = Division { assignment: Some(writer.finish().unwrap()), ..Division::whole() };
+        let parts = crate::batch_file::parts::Parts::of(&dir.path().join("out"), "u").unwrap();
+        std::fs::create_dir_all(parts.dir()).unwrap();
+        let mut results = Results::open(&parts, &[], &parts.dir().join("index")).unwrap();
+        let request = crate::batch_file::Content::Bytes(b"b").checksum();
+        let entry = crate::batch_file::index::Entry { part: 0, offset: 0, length: 1, request, failed: false };
+        results.set(1, Some(entry)).unwrap();
+        let survey = survey(&mut File::open(&path).unwrap(), &division, &mut results, &|| false).unwrap().unwrap();
+        assert_eq!((survey.total, survey.own, survey.done, survey.first_missing), (4, 3, 0, Some(1)));
     }
 
     #[test]

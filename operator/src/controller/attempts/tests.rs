@@ -8,6 +8,8 @@ const LIMITS: Retries = Retries {
     first_seconds: 10,
     longest_seconds: 60,
     straggler_seconds: 120,
+    stranded_seconds: 60,
+    replan_seconds: 60,
     infrastructure: 2,
 };
 

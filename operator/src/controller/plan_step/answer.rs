@@ -1,6 +1,7 @@
 //! From a plan pod's answer to the plan in the job's status.
 
 use crate::controller::account::three_digits;
+use crate::controller::decide;
 use joulecast_crds::inference_job::{ChosenConfiguration, LeftOutCandidate, Plan, PredictionBasis};
 use joulecast_crds::plan_step::{PlanCandidate, PlanFigures, PlanReport, PlanSpec, PlannedCandidate};
 use joulecast_crds::planned::{PlannedShare, SolvedPlan};
@@ -69,6 +70,12 @@ fn check(figures: &PlanFigures, spec: &PlanSpec) -> Result<(), String> {
         return Err(format!("one of its figures is {figure}"));
     }
     let used = figures.candidates.iter().filter(|one| one.requests > 0).count();
+    if spec.rest.is_none() && figures.finished > 0 {
+        return Err(format!("{} lines of a job that was not started are said to have a result", figures.finished));
+    }
+    if spec.rest.is_some() && figures.assignment_sha256.is_none() {
+        return Err("which lines are left was not written".to_owned());
+    }
     if used > 1 && spec.assignment_path.is_some() && figures.assignment_sha256.is_none() {
         return Err("several candidates have requests, and no assignment was written".to_owned());
     }
@@ -96,10 +103,12 @@ pub fn plan(spec: &PlanSpec, figures: &PlanFigures, without: Vec<LeftOutCandidat
         .collect();
     left_out.extend(without);
     let solved = solved(figures);
-    Plan {
+    let mut plan = Plan {
         epoch: i32::try_from(spec.run.epoch).unwrap_or(i32::MAX),
         chosen,
         rest: None,
+        replan: None,
+        device_classes: None,
         left_out,
         further_left_out: vec![],
         basis: "Modelled".into(),
@@ -110,7 +119,9 @@ pub fn plan(spec: &PlanSpec, figures: &PlanFigures, without: Vec<LeftOutCandidat
             joules(figures.joules[2])
         )),
         solved: Some(solved),
-    }
+    };
+    decide::list(&mut plan);
+    plan
 }
 
 fn basis(one: &PlanCandidate) -> PredictionBasis {
@@ -206,6 +217,8 @@ fn solved(figures: &PlanFigures) -> SolvedPlan {
     SolvedPlan {
         requests: signed(figures.requests),
         malformed: signed(figures.malformed),
+        finished: signed(figures.finished),
+        finished_failed: signed(figures.finished_failed),
         tokens_allowed: signed(figures.candidates.iter().map(|one| one.tokens_allowed).sum()),
         energy_millijoules: mean,
         energy_millijoules_low: low,

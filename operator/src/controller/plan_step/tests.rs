@@ -69,6 +69,8 @@ fn figures(spec: &PlanSpec, requests: &[u64]) -> String {
     let plan = PlanFigures {
         requests: total,
         malformed: 1,
+        finished: 0,
+        finished_failed: 0,
         joules: [1.5 * total as f64, 2.0 * total as f64, 3.0 * total as f64],
         seconds: [10.0, 20.0, 30.0],
         candidates,
