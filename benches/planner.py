@@ -2,11 +2,13 @@
 """joulecast's planner beside OR-tools' SimpleMinCostFlow and HiGHS on the same instances, interleaved on one core.
 
 Shares: requests of 16 configurations with bounds on counts. OR-tools gets them with equal requests merged; its costs are
-integers, so they are scaled and rounded, and the objectives are compared within that rounding. Budgets: HiGHS gets the
+integers, so they are scaled and rounded, and the objectives are compared within that rounding. HiGHS gets the same merged
+requests as a linear program, whose optimum is whole (a transportation problem), up to a size. Budgets: HiGHS gets the
 mixed integer program of a small instance and a time limit; joulecast must find an assignment wherever HiGHS does.
 
-Times are the solvers' own: building models and reading files are left out on all sides. Prints the median of the rounds
-and ratios. `make bench-planner` installs what it needs into build/bench/venv.
+CPU times of the solvers on one thread; reading files and building models is left out on all sides, but for joulecast, whose
+time is from the requests in memory to the checked assignment of each. Prints the median of the rounds and ratios.
+`make bench-planner` installs what it needs into build/bench/venv.
 """
 
 import argparse
@@ -101,8 +103,7 @@ def flow(tokens, configs, zeta):
     # Through the first arc goes at least the minimum: it pays for itself more than any cost.
     bonus = -int(4 * np.abs(whole).max())
     for k, config in enumerate(configs):
-        low = int(np.ceil(config["share"]["min"] * total - 1e-9))
-        high = int(np.floor(config["share"]["max"] * total + 1e-9))
+        low, high = bounds(config, total)
         solver.add_arc_with_capacity_and_unit_cost(units + k, sink, low, bonus)
         solver.add_arc_with_capacity_and_unit_cost(units + k, sink, high - low, 0)
     solver.set_nodes_supplies(np.arange(units), weight)
@@ -112,8 +113,46 @@ def flow(tokens, configs, zeta):
     seconds = time.process_time() - begun
     if status != solver.OPTIMAL:
         sys.exit(f"SimpleMinCostFlow ended with status {status}")
-    minima = sum(int(np.ceil(c["share"]["min"] * total - 1e-9)) for c in configs)
+    minima = sum(bounds(config, total)[0] for config in configs)
     return (solver.optimal_cost() - bonus * minima) / scale, seconds, total * 0.5 / scale
+
+
+def bounds(config, total):
+    """Least and largest number of requests on a configuration."""
+    share = config["share"]
+    return int(np.ceil(share["min"] * total - 1e-9)), int(np.floor(share["max"] * total + 1e-9))
+
+
+def highs_shares(tokens, configs, zeta):
+    """Objective and CPU seconds of HiGHS on the linear program of the share problem, equal requests merged."""
+    import highspy
+    from scipy.sparse import csc_matrix
+
+    merged, weight = np.unique(tokens, axis=0, return_counts=True)
+    n, m, total = len(merged), len(configs), int(weight.sum())
+    limits = np.array([bounds(config, total) for config in configs], dtype=float)
+    columns = np.arange(n * m)
+    rows = np.concatenate([columns // m, n + columns % m])
+    matrix = csc_matrix((np.ones(2 * n * m), (rows, np.concatenate([columns] * 2))))
+    model = highspy.HighsLp()
+    model.num_col_, model.num_row_ = n * m, n + m
+    model.col_cost_ = costs(merged, configs, zeta, weight).ravel()
+    model.col_lower_, model.col_upper_ = np.zeros(n * m), np.repeat(weight, m).astype(float)
+    model.row_lower_ = np.concatenate([weight.astype(float), limits[:, 0]])
+    model.row_upper_ = np.concatenate([weight.astype(float), limits[:, 1]])
+    model.a_matrix_.format_ = highspy.MatrixFormat.kColwise
+    model.a_matrix_.start_, model.a_matrix_.index_ = matrix.indptr, matrix.indices
+    model.a_matrix_.value_ = matrix.data
+    solver = highspy.Highs()
+    solver.setOptionValue("output_flag", False)
+    solver.setOptionValue("threads", 1)
+    solver.passModel(model)
+    begun = time.process_time()
+    solver.run()
+    seconds = time.process_time() - begun
+    if solver.getModelStatus() != highspy.HighsModelStatus.kOptimal:
+        raise RuntimeError(f"HiGHS ended with {solver.getModelStatus()}")
+    return solver.getInfo().objective_function_value, seconds
 
 
 def highs(tokens, configs, zeta, limit):
@@ -150,30 +189,40 @@ def highs(tokens, configs, zeta, limit):
     return (info.objective_function_value if found else None), info.mip_dual_bound, spent
 
 
+def apart(call, *arguments):
+    """OR-tools and highspy bring a HiGHS each, under one name: they do not fit into one process."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as other:
+        return other.submit(call, *arguments).result()
+
+
 def shares(args, folder, n):
     tokens, configs = instance(n, args.seed)
     files = Files(folder, tokens, configs)
-    ours, whole, theirs = [], [], []
+    ours, whole, theirs, linear = [], [], [], []
     for _ in range(args.rounds):
         plan, wall = joulecast(args.joulecast, files, args.zeta)
         objective, seconds, rounding = flow(tokens, configs, args.zeta)
+        if n <= args.highs_size:
+            value, spent = apart(highs_shares, tokens, configs, args.zeta)
+            if abs(plan["objective"] - value) > 1e-6 * max(1, abs(value)):
+                sys.exit(f"shares, {n}: joulecast says {plan['objective']}, HiGHS {value}")
+            linear.append(spent)
         if not plan["feasible"] or plan["gap"] != 0 or abs(plan["objective"] - objective) > rounding + 1e-6:
             sys.exit(f"shares, {n}: joulecast says {plan['objective']} (gap {plan['gap']}), OR-tools {objective}")
-        ours.append(plan["solve_seconds"])
+        ours.append(plan["solve_cpu_seconds"])
         whole.append(wall)
         theirs.append(seconds)
     a, w, b = (statistics.median(s) for s in (ours, whole, theirs))
+    told = f"  HiGHS {statistics.median(linear):8.3f} s {statistics.median(linear) / a:7.0f} times" if linear else ""
     print(f"shares   {n:>9} requests  joulecast {1e3 * a:9.2f} ms (process {w:6.3f} s)  OR-tools flow {b:8.3f} s  "
-          f"{b / a:7.0f} times as long, same objective", flush=True)
+          f"{b / a:7.0f} times as long{told}, same objective", flush=True)
 
 
 def budgets(args, folder, n):
     tokens, configs = instance(n, args.seed)
     files = Files(folder, tokens, configs)
     plan, _ = joulecast(args.joulecast, files, args.zeta, "--constraint", "budget", "--time-limit", "30")
-    # OR-tools and highspy bring a HiGHS each, under one name: they do not fit into one process.
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as apart:
-        found, bound, spent = apart.submit(highs, tokens, configs, args.zeta, args.highs_seconds).result()
+    found, bound, spent = apart(highs, tokens, configs, args.zeta, args.highs_seconds)
     if found is not None and not plan["feasible"]:
         sys.exit(f"budgets, {n}: HiGHS finds {found}, joulecast nothing")
     told = "nothing" if found is None else f"{found:.5f} (bound {bound:.5f})"
@@ -189,7 +238,8 @@ def main():
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--sizes", type=int, nargs="+", default=[500, 10_000, 100_000])
     parser.add_argument("--budget-sizes", type=int, nargs="*", default=[100, 500])
-    parser.add_argument("--highs-seconds", type=float, default=60)
+    parser.add_argument("--highs-seconds", type=float, default=60, help="time limit of HiGHS on budgets")
+    parser.add_argument("--highs-size", type=int, default=10_000, help="largest share problem that HiGHS is given")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         for n in args.sizes:

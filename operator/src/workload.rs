@@ -1,7 +1,9 @@
 //! Reads workload files: CSV with the header `tau_in,tau_out` (columns in any order, further ones ignored), one request a
-//! line, in chunks, so that memory holds eight bytes a request and not the text.
+//! line, in chunks, so that memory holds eight bytes a request and not the text; or Parquet with the same columns.
 
-use anyhow::{Context, Result, bail, ensure};
+mod parquet;
+
+use anyhow::{Context, Result, anyhow, ensure};
 use joulecast_planner::plan::{REQUESTS_LIMIT, TOKENS_LIMIT};
 use joulecast_planner::units::Tokens;
 use std::borrow::Cow;
@@ -11,17 +13,34 @@ use std::path::Path;
 
 const CHUNK: usize = 1 << 20;
 
-/// Reads all requests of a workload file, in its order.
+/// Reads all requests of a workload file, in its order. What the file begins with tells which of the two it is.
 ///
 /// # Errors
-/// An unreadable file, a header without the two columns, or a line whose token counts are not whole numbers below the
-/// planner's limit; the message names file, line, column and value.
+/// An unreadable file, one without the two columns, or a line or row whose token counts are not whole numbers below the
+/// planner's limit; the message names file, line or row, column and value.
 pub fn read(path: &Path) -> Result<Vec<Tokens>> {
-    let file = File::open(path).with_context(|| format!("cannot read the workload {}", path.display()))?;
-    parse(file).with_context(|| format!("in the workload {}", path.display()))
+    let mut file = File::open(path).with_context(|| format!("cannot read the workload {}", path.display()))?;
+    let context = || format!("in the workload {}", path.display());
+    let mut magic = Vec::with_capacity(4);
+    file.by_ref().take(4).read_to_end(&mut magic).context("cannot read it").with_context(context)?;
+    let refused = |why: &'static str| Err(anyhow!(why)).with_context(context);
+    if magic == parquet::MAGIC {
+        return if file.metadata().is_ok_and(|metadata| metadata.is_file()) {
+            parquet::read(file).with_context(context)
+        } else {
+            refused("Parquet is read from its end: save it to a file first")
+        };
+    }
+    if magic == parquet::MAGIC_ENCRYPTED {
+        return refused("it is an encrypted Parquet file: write it without encryption");
+    }
+    if path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case("parquet")) {
+        return refused("it is no Parquet file: it does not begin with PAR1; CSV must not be called .parquet");
+    }
+    parse(magic.chain(file)).with_context(context)
 }
 
-/// Reads a workload from its text.
+/// Reads a workload from the text of its CSV.
 ///
 /// # Errors
 /// As [`read`].
@@ -122,9 +141,7 @@ impl Reader {
                 .get(place)
                 .map(|field| field.trim())
                 .with_context(|| format!("line {number}: {name} is missing"))?;
-            count(field).with_context(|| {
-                format!("line {number}: {name} is {field:?}; it must be a whole number from 0 to {}", TOKENS_LIMIT - 1)
-            })
+            count(field).with_context(|| out_of_range("line", number, name, &format!("{field:?}")))
         };
         self.push(Tokens { input: value("tau_in", columns.input)?, output: value("tau_out", columns.output)? })
     }
@@ -171,11 +188,16 @@ fn digits(text: &[u8], from: usize) -> Option<(u32, usize)> {
 
 /// A token count, also as spreadsheets write whole numbers (`12.0`).
 fn count(field: &str) -> Result<u32> {
-    let value: f64 = field.parse()?;
-    if !(value >= 0.0 && value < f64::from(TOKENS_LIMIT) && value.fract() == 0.0) {
-        bail!("out of range");
-    }
-    Ok(value as u32)
+    whole(field.parse()?).context("out of range")
+}
+
+/// A token count below the limit that is kept as a floating point number.
+fn whole(value: f64) -> Option<u32> {
+    (value >= 0.0 && value < f64::from(TOKENS_LIMIT) && value.fract() == 0.0).then_some(value as u32)
+}
+
+fn out_of_range(unit: &str, number: usize, column: &str, value: &str) -> String {
+    format!("{unit} {number}: {column} is {value}; it must be a whole number from 0 to {}", TOKENS_LIMIT - 1)
 }
 
 #[cfg(test)]

@@ -68,13 +68,26 @@ impl Judge {
 /// Repeats the choice of a form without the rows that the chosen one shows to be plainly wrong, until it shows no others.
 ///
 /// A wrong row has no weight in a fit. But among the errors by which forms are compared it is a large one that none of
-/// them explains: with one in twenty of them every form looks nearly as bad as the next, and the simplest is taken.
+/// them explains: with one in twenty of them every form looks nearly as bad as the next, and the simplest is taken. To
+/// that one, points may look wrong that only a richer form explains, and without them it would never be missed: so only
+/// rows that others of their point do not bear out go first.
 fn without_wrong<T>(all: &[Rows], choose: impl Fn(&[Rows]) -> (T, Vec<Judge>)) -> T {
     let mut wrong: Vec<Vec<bool>> = all.iter().map(|rows| vec![false; rows.len()]).collect();
     let mut kept = Cow::Borrowed(all);
-    for _ in 0..TRIMS {
+    let (mut first, mut trims) = (true, TRIMS);
+    while trims > 0 {
+        trims -= 1;
         let (chosen, judges) = choose(&kept);
-        let seen: Vec<Vec<bool>> = all.iter().zip(&judges).map(|(rows, judge)| judge.wrong(rows)).collect();
+        let mut seen: Vec<Vec<bool>> = all.iter().zip(&judges).map(|(rows, judge)| judge.wrong(rows)).collect();
+        if std::mem::take(&mut first) {
+            let mut alone = seen.clone();
+            for (rows, seen) in all.iter().zip(&mut alone) {
+                seen.iter_mut().zip(alone_in_cell(rows)).for_each(|(seen, alone)| *seen &= alone);
+            }
+            if alone != wrong && alone != seen {
+                (seen, trims) = (alone, TRIMS);
+            }
+        }
         if seen == wrong {
             return chosen;
         }
@@ -89,6 +102,13 @@ fn without_wrong<T>(all: &[Rows], choose: impl Fn(&[Rows]) -> (T, Vec<Judge>)) -
         (wrong, kept) = (seen, Cow::Owned(rest));
     }
     choose(&kept).0
+}
+
+/// Of each row, whether its cell does not bear it out: its median lies elsewhere, or there are too few rows to tell.
+fn alone_in_cell(rows: &Rows) -> Vec<bool> {
+    let cells = rows.cells.chunk_by(|a, b| a == b);
+    let few = cells.flat_map(|cell| std::iter::repeat_n(cell.len() < 3, cell.len()));
+    few.enumerate().map(|(i, few)| few || (rows.logs[i] - rows.middles[i]).abs() > FLAG_ERROR).collect()
 }
 
 /// Fits `rows`, at least two cells of them, with a form of the family.
@@ -253,7 +273,7 @@ fn errors_by_fold(candidate: &Candidate, rows: &Rows, matrix: &[f64], estimate: 
     let about = &estimate.predictions;
     let mut parts: Vec<_> = (0..FOLDS).map(|_| Normal::new(n)).collect();
     candidate.add_normals(
-        rows,
+        &rows.logs,
         matrix,
         about,
         &estimate.weights,

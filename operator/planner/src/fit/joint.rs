@@ -94,11 +94,12 @@ fn tie(rows: [&Rows; 2], forms: [&Form; 2], (idle, most): Power) -> [Form; 2] {
 fn stacked([energy, runtime]: [&Rows; 2], middling: f64) -> Rows {
     let mut both = energy.clone();
     both.values.iter_mut().for_each(|v| *v /= middling);
-    both.logs.iter_mut().for_each(|log| *log -= middling.ln());
+    both.logs.iter_mut().chain(&mut both.middles).for_each(|log| *log -= middling.ln());
     let cells = energy.cell_count() as u32;
     both.points.extend(&runtime.points);
     both.values.extend(&runtime.values);
     both.logs.extend(&runtime.logs);
+    both.middles.extend(&runtime.middles);
     both.weights.extend(&runtime.weights);
     both.cells.extend(runtime.cells.iter().map(|cell| cells + cell));
     both

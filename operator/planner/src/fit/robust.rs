@@ -3,8 +3,9 @@
 //! The error of a prediction p of a value v is r = ln(v / p), so that factors count, not joules: a request of 30 J
 //! matters as one of 80 kJ. Each round solves non-negative least squares on the form linearised about the last
 //! prediction (Gauss-Newton: row F / p, target 1 + r) with weights that fall with |r|: first those of the sum of
-//! absolute errors, which finds its way from a crude start past gross errors, then Tukey's biweight, which gives them
-//! none. Median and mean of a prediction's error nearly agree on this scale (they differ by half its variance: 0.1 % at
+//! absolute errors of the medians of cells, which finds its way from a crude start past gross errors, then Tukey's
+//! biweight of the rows, which gives them none. Medians, because a term that only one cell tells meets whichever of its
+//! rows it comes near first, and then the others are so far off that they do not pull. Median and mean of a prediction's error nearly agree on this scale (they differ by half its variance: 0.1 % at
 //! 5 % noise), so predictions are not corrected for the logarithm.
 
 use super::column::{Column, Point};
@@ -166,6 +167,7 @@ impl Candidate {
         let mut run = Run {
             candidate: self,
             rows,
+            targets: &rows.middles,
             matrix,
             coefficients: vec![],
             predictions: Predictions { on_main: vec![true; rows.len()], ..Predictions::default() },
@@ -174,11 +176,10 @@ impl Candidate {
         };
         match start {
             Start::Crude(predictions, floor_share) => run.absolute(predictions, floor_share),
-            Start::Near(coefficients) => {
-                run.coefficients = coefficients.to_vec();
-                run.update();
-            }
+            Start::Near(coefficients) => run.coefficients = coefficients.to_vec(),
         }
+        run.targets = &rows.logs;
+        run.update();
         let mut scale = run.scale();
         for round in 0..BIWEIGHT_ROUNDS {
             if round % 3 == 2 {
@@ -195,10 +196,11 @@ impl Candidate {
         Estimate { coefficients: run.coefficients, predictions: run.predictions, weights: run.weights, scale }
     }
 
-    /// Adds each row's normal equations, linearised about the predictions, to the part that `part` says.
+    /// Adds each row's normal equations, linearised about the predictions, to the part that `part` says; `targets` are the
+    /// logarithms to be met.
     pub(crate) fn add_normals(
         &self,
-        rows: &Rows,
+        targets: &[f64],
         matrix: &[f64],
         about: &Predictions,
         weights: &[f64],
@@ -207,12 +209,12 @@ impl Candidate {
     ) {
         let (n, split) = (self.len(), self.main.len());
         let mut scaled = vec![0.0; n];
-        for i in (0..rows.len()).filter(|&i| weights[i] > 0.0) {
+        for i in (0..targets.len()).filter(|&i| weights[i] > 0.0) {
             let inverse = 1.0 / about.values[i];
             scaled.iter_mut().zip(&matrix[i * n..(i + 1) * n]).for_each(|(s, v)| *s = v * inverse);
             // The side that does not show in the value does not count.
             scaled[if about.on_main[i] { split..n } else { 0..split }].fill(0.0);
-            let error = rows.logs[i] - about.logs[i];
+            let error = targets[i] - about.logs[i];
             parts[part(i)].add(&scaled, weights[i], 1.0 + error.clamp(-LONGEST_STEP, LONGEST_STEP));
         }
     }
@@ -237,10 +239,12 @@ impl Candidate {
 struct Run<'a> {
     candidate: &'a Candidate,
     rows: &'a Rows,
+    /// The logarithms to be met.
+    targets: &'a [f64],
     matrix: &'a [f64],
     coefficients: Vec<f64>,
     predictions: Predictions,
-    /// ln(v / p)
+    /// Of the targets, ln(v / p).
     errors: Vec<f64>,
     weights: Vec<f64>,
 }
@@ -290,7 +294,7 @@ impl Run<'_> {
 
     fn normal(&self) -> Normal {
         let mut all = [Normal::new(self.candidate.len())];
-        self.candidate.add_normals(self.rows, self.matrix, &self.predictions, &self.weights, |_| 0, &mut all);
+        self.candidate.add_normals(self.targets, self.matrix, &self.predictions, &self.weights, |_| 0, &mut all);
         let [normal] = all;
         normal
     }
@@ -336,7 +340,7 @@ impl Run<'_> {
     }
 
     fn update_errors(&mut self) {
-        self.errors = self.rows.logs.iter().zip(&self.predictions.logs).map(|(v, p)| v - p).collect();
+        self.errors = self.targets.iter().zip(&self.predictions.logs).map(|(v, p)| v - p).collect();
     }
 }
 

@@ -10,6 +10,8 @@ pub(crate) struct Rows {
     pub(crate) values: Vec<f64>,
     /// Their logarithms.
     pub(crate) logs: Vec<f64>,
+    /// Of each row, the median of the logarithms of its cell; its own where there are but two.
+    pub(crate) middles: Vec<f64>,
     /// What the row counts. Rows of a cell share the errors of the form there, so a cell counts as the root of its rows.
     pub(crate) weights: Vec<f64>,
     /// The row's cell, 0.., in ascending order.
@@ -31,8 +33,9 @@ impl Rows {
             weights.resize(weights.len() + rows.len(), weight);
             cells.resize(cells.len() + rows.len(), cell as u32);
         }
-        let logs = values.iter().map(|v| v.ln()).collect();
-        Self { points, values, logs, weights, cells }
+        let logs: Vec<f64> = values.iter().map(|v| v.ln()).collect();
+        let middles = middles(&logs, &cells);
+        Self { points, values, logs, middles, weights, cells }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -49,6 +52,7 @@ impl Rows {
             points: places.iter().map(|&i| self.points[i]).collect(),
             values: places.iter().map(|&i| self.values[i]).collect(),
             logs: places.iter().map(|&i| self.logs[i]).collect(),
+            middles: places.iter().map(|&i| self.middles[i]).collect(),
             weights: places.iter().map(|&i| self.weights[i]).collect(),
             cells: places.iter().map(|&i| self.cells[i]).collect(),
         };
@@ -87,6 +91,7 @@ impl Rows {
             }
             let cell = thin.cell_count() as u32;
             thin.points.resize(thin.len() + values.len(), self.points[from]);
+            thin.middles.resize(thin.len() + values.len(), self.middles[from]);
             thin.weights.resize(thin.len() + values.len(), weight / values.len() as f64);
             thin.cells.resize(thin.len() + values.len(), cell);
             thin.logs.extend(values.iter().map(|v| v.ln()));
@@ -109,6 +114,26 @@ impl Rows {
         }
         folds
     }
+}
+
+/// See [`Rows::middles`].
+fn middles(logs: &[f64], cells: &[u32]) -> Vec<f64> {
+    let mut middles = Vec::with_capacity(logs.len());
+    let mut sorted: Vec<f64> = vec![];
+    for cell in cells.chunk_by(|a, b| a == b) {
+        let own = &logs[middles.len()..middles.len() + cell.len()];
+        if own.len() < 3 {
+            middles.extend(own);
+            continue;
+        }
+        sorted.clear();
+        sorted.extend(own);
+        sorted.sort_unstable_by(f64::total_cmp);
+        let half = cell.len() / 2;
+        let middle = if cell.len() % 2 == 1 { sorted[half] } else { 0.5 * (sorted[half - 1] + sorted[half]) };
+        middles.resize(middles.len() + cell.len(), middle);
+    }
+    middles
 }
 
 /// The SplitMix64 generator (Steele, Lea, Flood, OOPSLA 2014).
@@ -168,6 +193,7 @@ mod tests {
         let thin = rows.thinned(1000);
         assert_eq!((thin.len(), thin.cell_count()), (16, 4));
         assert_eq!(thin.values[..4], [13.0, 38.0, 63.0, 88.0]);
+        assert!((thin.middles[0] - 0.5 * (50f64.ln() + 51f64.ln())).abs() < 1e-12);
         assert!((thin.weights.iter().sum::<f64>() - rows.weights.iter().sum::<f64>()).abs() < 1e-9);
         let fewer = grid(50, 1).thinned(300);
         assert!((150..450).contains(&fewer.cell_count()), "{}", fewer.cell_count());

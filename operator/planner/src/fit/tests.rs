@@ -174,6 +174,38 @@ fn wrong_samples_do_not_choose_a_simpler_form() {
 }
 
 #[test]
+fn a_term_that_one_point_tells_goes_by_most_of_its_rows() {
+    // Steps of a batch of more than 32 take longer: only one point, the largest batch, has seen that.
+    let truth = |x: f64, y: f64, b: f64| (0.05 + 0.02 * y) / b + 4e-5 * x + 1e-3 * y * (1.0 - 32.0 / b).max(0.0);
+    let sweep = (6..13).map(|k| (f64::from(1 << k), 128.0, 1.0));
+    let outputs = (6..13).map(|k| (512.0, f64::from(1 << k), 1.0));
+    let batches = (1..7).map(|k| (512.0, 128.0, f64::from(1 << k)));
+    let points: Vec<_> = sweep.chain(outputs).chain(batches).flat_map(|point| [point; 5]).collect();
+    let clean = points.iter().enumerate().map(|(i, &(tau_in, tau_out, batch))| {
+        let runtime = Some(truth(tau_in, tau_out, batch) * noise(i, 0.005).exp());
+        Sample { row: i as u32 + 1, tau_in, tau_out, batch, energy: None, runtime }
+    });
+    let clean: Vec<Sample> = clean.collect();
+    let last = clean.len() as u32;
+    for wrong in [&[0][..], &[4], &[0, 1], &[1, 3], &[2, 4]] {
+        for factor in [0.01, 100.0] {
+            let mut dirty = clean.clone();
+            let rows: Vec<u32> = wrong.iter().map(|i| last - i).collect();
+            for row in &rows {
+                let sample = &mut dirty[*row as usize - 1];
+                sample.runtime = sample.runtime.map(|r| r * factor);
+            }
+            let group = fit(dirty, &Options { pool_batch: true, ..Options::default() });
+            let mut expected = rows.clone();
+            expected.sort_unstable();
+            assert_eq!(group.flagged, expected, "x{factor}");
+            let predicted = group.predictor(Some(64.0)).unwrap().runtime(512.0, 128.0).unwrap().value;
+            assert!((predicted / truth(512.0, 128.0, 64.0) - 1.0).abs() < 0.03, "{rows:?} x{factor}: {predicted}");
+        }
+    }
+}
+
+#[test]
 fn intervals_cover_what_they_say() {
     // Points that no fit has seen, between those that it has.
     let points: Vec<(f64, f64)> =
