@@ -234,8 +234,8 @@ fn an_interrupted_run_goes_on_where_it_was() {
     while !seen.contains("SIGTERM") {
         assert!(stderr.read_line(&mut seen).unwrap() > 0, "{seen}");
     }
-    // The request that it was about to take is still answered; the next one is not.
-    writeln!(writer, "{}\n{}", lines[2], lines[3]).unwrap();
+    // The request that it was about to take is still answered; the next one is not. In one write: it may end after the first.
+    writer.write_all(format!("{}\n{}\n", lines[2], lines[3]).as_bytes()).unwrap();
     std::io::copy(&mut stderr, &mut std::io::sink()).unwrap();
     let stopped = child.wait_with_output().unwrap();
     assert_eq!((stopped.status.code(), out.exists()), (Some(143), false));
