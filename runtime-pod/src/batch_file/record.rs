@@ -51,11 +51,16 @@ pub fn encode(head: &Head, json: &[u8], buffer: &mut Vec<u8>) -> usize {
     begin
 }
 
+/// A checksum as it is written, 8 lower-case hexadecimal digits; nothing else that a number could be read from.
+pub fn checksum(text: &[u8]) -> Option<u32> {
+    let is_written = text.len() == CHECK_BYTES - 1 && text.iter().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    u32::from_str_radix(std::str::from_utf8(text).ok().filter(|_| is_written)?, 16).ok()
+}
+
 /// Reads one record without its line end; gives its head and where the JSON begins.
 fn decode(record: &[u8]) -> Option<(Head, usize)> {
     let (check, rest) = record.split_at_checked(CHECK_BYTES)?;
-    let check = std::str::from_utf8(check.strip_suffix(b" ")?).ok()?;
-    if u32::from_str_radix(check, 16).ok()? != crc32fast::hash(rest) {
+    if checksum(check.strip_suffix(b" ")?)? != crc32fast::hash(rest) {
         return None;
     }
     let mut begin = CHECK_BYTES;
@@ -163,6 +168,14 @@ mod tests {
     }
 
     #[test]
+    fn a_checksum_in_capitals_or_with_a_sign_is_none() {
+        assert_eq!(checksum(b"0000abcd"), Some(0xabcd));
+        for other in ["0000ABCD", "0000aBcd", "+000abcd", "000abcd", "00000abcd", ""] {
+            assert_eq!(checksum(other.as_bytes()), None, "{other}");
+        }
+    }
+
+    #[test]
     fn a_record_is_a_line_that_people_can_read() {
         let mut record = Vec::new();
         encode(&Head { line: 7, place: 3, request: 0xab, failed: true }, b"{}", &mut record);
@@ -185,6 +198,16 @@ mod tests {
                 let ends = json.starts_with(b"{") && json.ends_with(b"}\n");
                 prop_assert!(ends);
             }
+        }
+
+        #[test]
+        fn a_checksum_is_read_in_the_form_in_which_it_is_written_alone(number: u32, place in 0..8usize, other: u8) {
+            let text = format!("{number:08x}").into_bytes();
+            prop_assert_eq!(checksum(&text), Some(number));
+            let mut changed = text.clone();
+            changed[place] = other;
+            prop_assert_eq!(checksum(&changed) == Some(number), changed == text);
+            prop_assert_eq!(checksum(&text[1..]), None);
         }
 
         #[test]

@@ -5,6 +5,7 @@
 //! torn line is not read.
 
 use crate::batch_file::file_error::{FileError, failed};
+use crate::batch_file::record::checksum;
 use crate::bucket::mirror::Mirror;
 use crate::fail_point;
 use joulecast_crds::report::{EnergySource, JournalTotals};
@@ -195,8 +196,7 @@ impl Said {
 fn entries(text: &[u8]) -> impl Iterator<Item = Entry> {
     text.split_inclusive(|byte| *byte == b'\n').map_while(|line| {
         let (check, json) = line.strip_suffix(b"\n")?.split_at_checked(CHECK_BYTES)?;
-        let check = std::str::from_utf8(check.strip_suffix(b" ")?).ok()?;
-        let whole = u32::from_str_radix(check, 16).ok()? == crc32fast::hash(json);
+        let whole = checksum(check.strip_suffix(b" ")?)? == crc32fast::hash(json);
         whole.then(|| serde_json::from_slice(json).ok())?
     })
 }
