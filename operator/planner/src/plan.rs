@@ -147,6 +147,22 @@ pub fn solve(
     start: Option<&[f64]>,
     stop: &dyn Fn() -> bool,
 ) -> Result<Outcome, ProblemError> {
+    solve_longer(workload, problem, start, 0, stop)
+}
+
+/// Plans a workload as [`solve`] does. Where that leaves a gap, which it only does with limits other than shares, it goes on
+/// looking for a better plan for so many steps of a few microseconds at most, or until they are of no use. A number of steps
+/// and not a time, so that the same input gives the same plan.
+///
+/// # Errors
+/// Input that cannot be planned with, named by candidate and field.
+pub fn solve_longer(
+    workload: &Workload,
+    problem: &Problem<'_>,
+    start: Option<&[f64]>,
+    steps: u64,
+    stop: &dyn Fn() -> bool,
+) -> Result<Outcome, ProblemError> {
     let ground = Ground::new(workload, problem)?;
     let start: Option<Vec<f64>> =
         start.filter(|p| p.len() == ground.len()).map(|prices| ground.order.iter().map(|k| prices[*k]).collect());
@@ -154,7 +170,7 @@ pub fn solve(
         exact::solve(&ground, start.as_deref(), stop)?
     } else {
         match Rows::new(&ground) {
-            Ok(rows) => limits::solve(&ground, &rows, start.as_deref(), stop)?,
+            Ok(rows) => limits::solve(&ground, &rows, start.as_deref(), steps, stop)?,
             Err(reason) => Answer::Infeasible(reason),
         }
     };

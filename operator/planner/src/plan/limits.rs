@@ -32,7 +32,7 @@ const WIDE_PART: f64 = 0.05;
 const WIDEST: f64 = 3.0;
 /// Steps of the search for a whole assignment, and at most so many for each arc.
 const STEPS: u64 = 100_000;
-const STEPS_EACH: u64 = 20;
+const STEPS_EACH: u64 = 50;
 /// Requests that are looked at to find how near a border is, and how many of them are near each candidate's at least.
 const SAMPLE: usize = 50_000;
 const TIED: u64 = 4;
@@ -41,14 +41,16 @@ const ENOUGH: f64 = 1.3e-6;
 /// Branches on setups before the search gives up proving.
 const BRANCHES: usize = 5000;
 
-/// Solves a problem with rows. `start` are prices of an earlier plan, by candidate.
+/// Solves a problem with rows. `start` are prices of an earlier plan, by candidate; `steps` are for a better plan once there
+/// is one.
 pub(crate) fn solve(
     ground: &Ground<'_>,
     rows: &Rows,
     start: Option<&[f64]>,
+    steps: u64,
     stop: &dyn Fn() -> bool,
 ) -> Result<Answer, ProblemError> {
-    Search { ground, rows, stop }.run(start)
+    Search { ground, rows, stop }.run(start, steps)
 }
 
 struct Search<'a> {
@@ -82,12 +84,8 @@ struct Found {
 }
 
 impl Search<'_> {
-    fn run(&self, start: Option<&[f64]>) -> Result<Answer, ProblemError> {
-        let undecided = |k: usize| {
-            let setup = self.ground.candidates[k].setup;
-            (setup.energy.0 == 0.0 && setup.time.0 == 0.0).then_some(true)
-        };
-        let root: Open = (0..self.ground.len()).map(undecided).collect();
+    fn run(&self, start: Option<&[f64]>, steps: u64) -> Result<Answer, ProblemError> {
+        let root = self.root();
         let setups = root.contains(&None);
         let mut stack = vec![(root, f64::NEG_INFINITY)];
         let mut best: Option<Found> = None;
@@ -105,7 +103,7 @@ impl Search<'_> {
                 floor = floor.min(inherited);
                 continue;
             }
-            let visited = self.visit(&open, start.as_deref())?;
+            let visited = self.visit(&open, start.as_deref(), 0)?;
             branched |= visited.branched;
             let bound = visited.bound.max(inherited);
             start = (self.ground.workload.len() * self.ground.len() > SMALL).then(|| visited.prices.clone());
@@ -132,7 +130,23 @@ impl Search<'_> {
                 None => floor = floor.min(bound),
             }
         }
+        let gains = |found: &Found| found.cost - floor > ENOUGH * found.magnitude;
+        if let Some(found) = best.as_ref().filter(|found| steps > 0 && gains(found)) {
+            let used = |k: usize| found.loads[k].all.count > 0 || self.root()[k] == Some(true);
+            let open: Open = (0..self.ground.len()).map(|k| Some(used(k))).collect();
+            let better = self.visit(&open, start.as_deref(), steps)?.best.filter(|b| b.cost < found.cost);
+            best = better.or(best);
+        }
         Ok(self.answer(best, floor, branched, root_prices))
+    }
+
+    /// Candidates without a setup need no decision.
+    fn root(&self) -> Open {
+        let undecided = |k: usize| {
+            let setup = self.ground.candidates[k].setup;
+            (setup.energy.0 == 0.0 && setup.time.0 == 0.0).then_some(true)
+        };
+        (0..self.ground.len()).map(undecided).collect()
     }
 
     fn answer(&self, best: Option<Found>, floor: f64, branched: bool, root_prices: Option<Vec<f64>>) -> Answer {
@@ -193,8 +207,8 @@ impl Search<'_> {
         format!("no assignment keeps {}: raise a limit, or add a candidate", self.titles(prices.as_deref()))
     }
 
-    /// Relaxes, rounds and, where small, searches under some decisions on setups.
-    fn visit(&self, open: &Open, start: Option<&[f64]>) -> Result<Visited, ProblemError> {
+    /// Relaxes, rounds (with so many steps at least) and, where small, searches under some decisions on setups.
+    fn visit(&self, open: &Open, start: Option<&[f64]>, steps: u64) -> Result<Visited, ProblemError> {
         let (ground, rows) = (self.ground, self.rows);
         let who: Vec<usize> = (0..ground.len()).filter(|k| open[*k] != Some(false)).collect();
         let paid = |k: &usize| open[*k] == Some(true);
@@ -234,7 +248,7 @@ impl Search<'_> {
         let bound = bound + setups;
         let enough = ENOUGH * stage.worth(&core, &relaxed);
         let mut placed = Repair::new(&core, rows, &relaxed, &limits, self.stop)
-            .run(enough, STEPS.min(STEPS_EACH * core.who.len() as u64));
+            .run(enough, STEPS.min(STEPS_EACH * core.who.len() as u64).max(steps));
         let (mut settled, mut branched) = (false, false);
         let decided = open.iter().all(Option::is_some);
         let whole = who.len() == 1 || core.counts.iter().sum::<u64>() == total as u64;

@@ -16,6 +16,8 @@ use std::ops::Range;
 
 /// Up to this many requests are taken all at once.
 const SMALL: usize = 512;
+/// Of a few requests, one stands for this many at first.
+const EACH: usize = 8;
 /// Nodes of the first level, of which every class is a choice.
 const COARSE: usize = 256;
 /// Nodes of the second level.
@@ -69,7 +71,12 @@ pub(crate) fn solve(
     let cold = vec![0; classes.len()];
     let all = vec![f64::INFINITY; classes.len()];
     if workload.len() <= SMALL {
-        return solver.refine(start.unwrap_or(&cold), all);
+        let start = match start {
+            Some(start) => start.to_vec(),
+            None if workload.len() < 4 * EACH => cold,
+            None => solver.estimate(&every(workload, EACH), &cold, all.clone())?,
+        };
+        return solver.refine(&start, all);
     }
     let level = |nodes: usize| workload.levels().iter().rev().find(|level| level.len() <= nodes);
     let fine = means(level(FINE)?);
@@ -87,6 +94,13 @@ pub(crate) fn solve(
         Search::Found(solved) => solved,
         Search::Lost(potentials) => solver.refine(&potentials, widths(&potentials, part)),
     }
+}
+
+/// Every so manyth request in order of (x, y), with the number of those that it stands for.
+fn every(workload: &Workload, each: usize) -> Vec<(Tokens, u64)> {
+    let mut requests: Vec<Tokens> = workload.requests(0, workload.cells().len()).collect();
+    requests.sort_unstable();
+    requests.chunks(each).map(|some| (some[some.len() / 2], some.len() as u64)).collect()
 }
 
 /// How a search by Newton's method ended.

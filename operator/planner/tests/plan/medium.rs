@@ -2,7 +2,9 @@
 //! proofs, against starts that are right, wrong and absurd, and against other orders.
 
 use joulecast_planner::cost::{Cost, Terms};
-use joulecast_planner::plan::{Along, Candidate, Limits, Outcome, Plan, Problem, Setup, Share, Workload, solve};
+use joulecast_planner::plan::{
+    Along, Candidate, Limits, Outcome, Plan, Problem, Setup, Share, Workload, solve, solve_longer,
+};
 use joulecast_planner::units::{Seconds, Tokens};
 
 /// Lehmer's generator.
@@ -165,4 +167,23 @@ fn budgets_over_thousands_of_requests_are_kept_with_little_left_to_gain() {
         assert_eq!(one.objective.to_bits(), two.objective.to_bits());
         assert_eq!(named(&requests, &candidates, &one), named(&turned, &others, &two));
     }
+}
+
+#[test]
+fn more_steps_make_a_plan_no_worse_and_the_same_each_time() {
+    let (requests, mut candidates) = (scattered(700, 9), candidates(false));
+    for candidate in &mut candidates {
+        let all: f64 = requests.iter().map(|t| candidate.runtime.at(*t)).sum();
+        candidate.budget = Some(Seconds(0.13 * all));
+    }
+    let limits = Limits { budgets: true, ..Limits::default() };
+    let problem = Problem { candidates: &candidates, zeta: 0.5, normalisers: None, limits };
+    let workload = Workload::new(&requests).unwrap();
+    let after = |steps: u64| match solve_longer(&workload, &problem, None, steps, &|| false).unwrap() {
+        Outcome::Planned(plan) => (plan.objective, named(&requests, &candidates, &plan)),
+        other => panic!("{other:?}"),
+    };
+    let (first, longer) = (after(0), after(500_000));
+    assert!(longer.0 <= first.0, "{} after {}", longer.0, first.0);
+    assert_eq!((longer.0.to_bits(), &longer.1), (after(500_000).0.to_bits(), &after(500_000).1));
 }

@@ -13,6 +13,10 @@ use super::Repair;
 
 /// Steps from hot to cold.
 const ROUND: u64 = 10_000;
+/// Once there is an assignment, no arc with more than this part of its energy is taken.
+const NARROW: f64 = 0.05;
+/// After this many steps it is asked what they are good for: three quarters without a better assignment are enough.
+const TRIAL: u64 = 1_000_000;
 /// First and last temperature, as parts of what one request's use of limits is worth.
 const HOT: f64 = 5e-3;
 const COLD: f64 = 2e-5;
@@ -62,8 +66,9 @@ pub(super) struct Anneal<'a> {
     /// Moves from one candidate to another: by what they give back to the first's own row, and by what they add to the second's.
     giving: Vec<Vec<Sized>>,
     filling: Vec<Vec<Sized>>,
-    /// No arc of more regret is taken.
+    /// No arc of more regret is taken; the most that any has.
     reach: f64,
+    farthest: f64,
     penalty: Vec<f64>,
     flow: Vec<u64>,
     left: Vec<f64>,
@@ -95,7 +100,6 @@ impl<'a> Anneal<'a> {
         let all: usize = rows.of.iter().map(Vec::len).sum();
         Self {
             repair,
-            regret,
             unit: unit_of,
             own: rows
                 .of
@@ -106,6 +110,8 @@ impl<'a> Anneal<'a> {
             giving: vec![],
             filling: vec![],
             reach: f64::INFINITY,
+            farthest: regret.iter().copied().fold(0.0, f64::max),
+            regret,
             penalty: repair.weight.iter().map(|weight| PENALTY * weight).collect(),
             flow: vec![],
             left: vec![],
@@ -124,11 +130,17 @@ impl<'a> Anneal<'a> {
     /// limits was found.
     pub(super) fn run(mut self, enough: f64, steps: u64) -> Option<Vec<u64>> {
         let size = self.size();
-        self.list(size);
+        self.list(size, &self.repair.flow);
         let exponential: Vec<f64> = (0..VALUES).map(|i| -((i as f64 + 0.5) / VALUES as f64).ln()).collect();
         let cooling = (COLD / HOT).powf(1.0 / ROUND as f64);
-        let mut temperature = 0.0;
+        let (mut temperature, mut best, mut since) = (0.0, f64::INFINITY, 0);
         for step in 0..steps {
+            if self.best < best {
+                (best, since) = (self.best, step);
+            }
+            if step > TRIAL && step > 4 * since {
+                break;
+            }
             if step % ROUND == 0 {
                 temperature = HOT * size;
                 let found = self.best.is_finite();
@@ -136,13 +148,13 @@ impl<'a> Anneal<'a> {
                     self.penalty.iter_mut().for_each(|penalty| *penalty *= 2.0);
                 }
                 // From the relaxation and from the best in turns.
-                let begin =
-                    if found && step / ROUND % 2 == 1 { self.best_flow.clone() } else { self.repair.flow.clone() };
-                self.begin(begin);
-                if self.best < 0.5 * self.reach {
-                    // No better assignment takes an arc of more regret than the best has in all.
-                    self.list(self.best);
+                let again = found && step / ROUND % 2 == 1;
+                let begin = if again { self.best_flow.clone() } else { self.repair.flow.clone() };
+                if found && self.farthest > NARROW * self.best {
+                    // What a better assignment has of regret it has of many small ones.
+                    self.list(NARROW * self.best, &begin);
                 }
+                self.begin(begin);
             }
             if self.best <= enough || (step % ASK == ASK - 1 && (self.repair.stop)()) {
                 break;
@@ -165,8 +177,8 @@ impl<'a> Anneal<'a> {
         worth / f64::max(n, 1.0)
     }
 
-    /// Lists the moves between arcs of at most this regret.
-    fn list(&mut self, reach: f64) {
+    /// Lists the moves to arcs of at most this regret, from such and from those that an assignment takes.
+    fn list(&mut self, reach: f64, flow: &[u64]) {
         let Repair { core, rows, .. } = self.repair;
         let n = rows.of.len();
         self.reach = reach;
@@ -176,7 +188,7 @@ impl<'a> Anneal<'a> {
         self.giving = vec![vec![]; n * n];
         self.filling = vec![vec![]; n * n];
         for unit in 0..core.len() {
-            for from in core.arcs(unit).filter(|arc| self.regret[*arc] <= reach) {
+            for from in core.arcs(unit).filter(|arc| self.regret[*arc] <= reach || flow[*arc] > 0) {
                 for to in core.arcs(unit).filter(|to| *to != from && self.regret[*to] <= reach) {
                     let pair = core.who[from] * n + core.who[to];
                     self.giving[pair].push(Sized { size: sizes[from], from: from as u32, to: to as u32 });
