@@ -87,6 +87,19 @@ impl KvCache {
             partials: Vec::new(),
         }
     }
+
+    /// Copies the first `positions` positions of a slot to another, in all layers and heads.
+    pub fn copy(&mut self, from: usize, to: usize, positions: usize) {
+        let shape @ Shape { slots, kv_heads, dim, padded, .. } = self.shape;
+        let layers = self.keys.len() / (slots * kv_heads * shape.positions * dim).max(1);
+        // Keys lie in groups of positions: those of the last group that are not asked for are overwritten before they are read.
+        let groups = positions.next_multiple_of(GROUP);
+        for (layer, head) in (0..layers).flat_map(|l| (0..kv_heads).map(move |h| (l, h))).filter(|_| from != to) {
+            let (from, to) = (shape.base(layer, from, head), shape.base(layer, to, head));
+            self.keys.copy_within(from * dim..(from + groups) * dim, to * dim);
+            self.values.copy_within(from * padded..(from + positions) * padded, to * padded);
+        }
+    }
 }
 
 impl Shape {

@@ -125,6 +125,12 @@ impl Engine for CandleEngine {
         Ok(())
     }
 
+    fn copy_prefix(&mut self, from: usize, to: usize, tokens: usize) -> Result<bool, EngineError> {
+        self.slots.copy(from, to, tokens)?;
+        self.cache.copy(from, to, tokens);
+        Ok(true)
+    }
+
     fn release(&mut self, slot: usize) {
         self.slots.clear(slot);
     }
