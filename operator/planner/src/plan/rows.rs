@@ -130,6 +130,10 @@ impl Measure {
         }
     }
 
+    pub(crate) fn is_of_time(self) -> bool {
+        matches!(self, Self::Seconds(_))
+    }
+
     /// What one request on candidate k adds.
     pub(crate) fn of_request(self, ground: &Ground<'_>, k: usize, tokens: Tokens) -> f64 {
         let (x, y) = (f64::from(tokens.input), f64::from(tokens.output));
