@@ -19,7 +19,7 @@ use super::{smooth, tally};
 /// Up to this many (request, candidate) pairs are taken all at once.
 const SMALL: usize = 50_000;
 /// Nodes that the first estimate of prices is made from.
-const COARSE: usize = 4096;
+const COARSE: usize = 1024;
 /// Corrections of that estimate by all requests, and halvings of those that went too far.
 const CORRECTIONS: usize = 12;
 /// A correction that gains less than this part of the dual function is the last.

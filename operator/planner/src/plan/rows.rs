@@ -231,11 +231,11 @@ impl Priced {
             fn request(&mut self, tokens: Tokens, lowest: usize, _near: u64) {
                 let (all, split) = &mut self.1[lowest];
                 all.add(tokens, 1);
-                split.add(tokens, 1);
+                split.add(tokens);
             }
         }
         let mut sum = Sum(workload, self.surfaces.iter().map(|s| (Moments::default(), Split::new(s))).collect());
         workload.walk(&Contest::new(&self.surfaces, &self.errors), &mut sum);
-        sum.1.iter().map(|(all, split)| split.sum_over(all)).sum()
+        sum.1.iter_mut().map(|(all, split)| split.sum_over(all)).sum()
     }
 }
