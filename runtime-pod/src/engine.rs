@@ -6,10 +6,12 @@
 
 #[cfg(feature = "openvino")]
 mod appended;
+pub mod architecture;
 #[cfg(feature = "candle")]
 mod candle;
 pub mod config;
 pub mod gguf;
+pub mod layout;
 #[cfg(feature = "llamacpp")]
 mod llamacpp;
 #[cfg(feature = "onnx")]
