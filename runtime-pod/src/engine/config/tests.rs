@@ -133,23 +133,24 @@ fn published(name: &str) -> Value {
     }
 }
 
+/// Published models: parameters of the model's card, tokens that the engine goes to, and turned values of a head.
+const KNOWN: [(&str, u64, usize, usize); 11] = [
+    ("Mistral-7B-v0.1", 7_241_732_096, 4096, 128),
+    ("Qwen3-0.6B", 596_049_920, 40_960, 128),
+    ("granite-3.0-2b-base", 2_533_531_648, 4096, 64),
+    ("codegemma-2b", 2_506_172_416, 8192, 256),
+    ("stable-code-3b", 2_795_443_200, 16_384, 20),
+    ("starcoder2-3b", 3_030_371_328, 4096, 128),
+    ("phi-2", 2_779_683_840, 2048, 32),
+    ("pythia-410m", 405_334_016, 2048, 16),
+    ("gpt2", 124_439_808, 1024, 0),
+    ("starcoderbase-1b", 1_137_207_296, 8192, 0),
+    ("bloom-560m", 559_214_592, 2048, 0),
+];
+
 #[test]
 fn published_models_have_the_weights_that_their_publishers_count() {
-    // Parameters of the model's card, tokens that the engine goes to, and turned values of a head.
-    let known = [
-        ("Mistral-7B-v0.1", 7_241_732_096, 4096, 128),
-        ("Qwen3-0.6B", 596_049_920, 40_960, 128),
-        ("granite-3.0-2b-base", 2_533_531_648, 4096, 64),
-        ("codegemma-2b", 2_506_172_416, 8192, 256),
-        ("stable-code-3b", 2_795_443_200, 16_384, 20),
-        ("starcoder2-3b", 3_030_371_328, 4096, 128),
-        ("phi-2", 2_779_683_840, 2048, 32),
-        ("pythia-410m", 405_334_016, 2048, 16),
-        ("gpt2", 124_439_808, 1024, 0),
-        ("starcoderbase-1b", 1_137_207_296, 8192, 0),
-        ("bloom-560m", 559_214_592, 2048, 0),
-    ];
-    for (name, parameters, positions, turned) in known {
+    for (name, parameters, positions, turned) in KNOWN {
         let config = read(|c| *c = published(name)).unwrap();
         assert_eq!((config.parameters(), config.max_positions), (parameters, positions), "{name}");
         assert_eq!(2 * config.rope_frequencies().len(), turned, "{name}");
@@ -250,4 +251,38 @@ fn scores_of_a_layer() {
     });
     let config = config.unwrap();
     assert_eq!([0, 1, 3].map(|layer| config.attention_scale(layer)), [0.125, 0.0625, 0.03125]);
+}
+
+/// Whatever a field says, the configuration is refused by an error that names the file, or it is a model whose tensors are as many
+/// as its weights.
+#[test]
+fn any_value_of_any_field_is_an_error_or_a_model() {
+    let values = [0i64, -1, 1, 2, 3, 7, 48, 1024, 4096, 1 << 20, 1 << 30, i64::MAX].map(Value::from).into_iter();
+    let others = [json!(0.5), json!(1e300), json!("x"), json!(true), json!(false), json!([]), json!({}), Value::Null];
+    let values: Vec<Value> = values.chain(others).collect();
+    let mut models = 0;
+    for (name, ..) in KNOWN {
+        let config = published(name);
+        for field in config.as_object().unwrap().keys().filter(|field| *field != "model_type") {
+            for value in &values {
+                let changed = read(|c| {
+                    c.clone_from(&config);
+                    c[field] = value.clone();
+                });
+                match changed {
+                    Err(error) => assert!(error.contains("config.json"), "{name}: {field}: {value}: {error}"),
+                    Ok(config) => {
+                        models += 1;
+                        let work = config.work(1);
+                        assert!(work.block_flops_per_token > 0 && work.attention_flops_per_position > 0);
+                        assert!(config.rope_frequencies().iter().all(|f| f.is_finite()), "{name}: {field}: {value}");
+                        let tensors = crate::engine::architecture::layout(&config, &|_| false).tensors();
+                        let weights: usize = tensors.iter().map(|t| t.shape.iter().product::<usize>()).sum();
+                        assert_eq!(weights as u64, config.parameters(), "{name}: {field}: {value}");
+                    }
+                }
+            }
+        }
+    }
+    assert!(models > 500, "only {models} were models");
 }
