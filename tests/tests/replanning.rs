@@ -10,9 +10,7 @@ use joulecast_crds::planned::{ReplanOutcome, ReplanReason};
 use joulecast_crds::{DeviceClass, EnergyModel, InferenceJob};
 use joulecast_tests::agent::upgrade;
 use joulecast_tests::cluster::{RELEASE_NAMESPACE, machines, user_runs, user_tries};
-use joulecast_tests::job::{
-    apply_input, apply_job, await_job, is_true, lines_done, manifest, request, results, told,
-};
+use joulecast_tests::job::{apply_input, apply_job, await_job, is_true, lines_done, manifest, request, results, told};
 use joulecast_tests::namespace::{TestNamespace, with_namespace};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use kube::ResourceExt;
@@ -361,13 +359,22 @@ async fn a_job_that_comes_later_leaves_the_class_to_one_with_a_deadline_that_nee
         ensure!(after.chosen.len() == 1 && after.chosen[0].device_class == DeviceClass::Cpu, "{:?}", after.chosen);
         let told = told(&job, conditions::PLANNED);
         println!("{told}");
-        for shown in ["other jobs have 2 pods there on 2 slots", "J per device-second charged", "so 8 requests go elsewhere"] {
+        for shown in
+            ["other jobs have 2 pods there on 2 slots", "J per device-second charged", "so 8 requests go elsewhere"]
+        {
             ensure!(told.contains(shown), "{shown:?} is missing in {told}");
         }
-        let reason = after.left_out.iter().find(|one| one.device_class == Some(DeviceClass::Cuda) && one.batch.is_some());
-        ensure!(reason.is_some_and(|one| one.reason.contains("charged for its nodes, which other jobs need")), "{reason:?}");
+        let reason =
+            after.left_out.iter().find(|one| one.device_class == Some(DeviceClass::Cuda) && one.batch.is_some());
+        ensure!(
+            reason.is_some_and(|one| one.reason.contains("charged for its nodes, which other jobs need")),
+            "{reason:?}"
+        );
         let solved = after.solved.as_ref().context("solved")?;
-        ensure!(solved.charged_millijoules == 0 && solved.energy_millijoules >= 8 * i64::from(SHORT) * 1000, "{solved:?}");
+        ensure!(
+            solved.charged_millijoules == 0 && solved.energy_millijoules >= 8 * i64::from(SHORT) * 1000,
+            "{solved:?}"
+        );
         let explained = user_runs("joulecast", &["explain", "later", "-n", &here.name], None).await?;
         ensure!(explained.contains("shared    cuda: other jobs have 2 pods there"), "{explained}");
         // It does not wait for the other one, which keeps its plan.
@@ -375,7 +382,10 @@ async fn a_job_that_comes_later_leaves_the_class_to_one_with_a_deadline_that_nee
 
         // One that has to be done on those nodes before the urgent one is, is refused with the figures.
         let (code, printed, errors) = dry_run(json!({"completeWithinSeconds": 60, "deviceClasses": ["cuda"]})).await?;
-        ensure!(code == 3 && printed.contains("what other jobs leave of the nodes of class cuda"), "{printed}\n{errors}");
+        ensure!(
+            code == 3 && printed.contains("what other jobs leave of the nodes of class cuda"),
+            "{printed}\n{errors}"
+        );
         let job = await_job(&here, "urgent", "still at work", |job| lines_done(job) > 0).await?;
         ensure!(plan(&job).is_some_and(|plan| plan.epoch == 1 && plan.replan.is_none()), "{:?}", plan(&job));
         let models = [&urgent, &patient].map(|name| [format!("{name}-cpu"), format!("{name}-cuda")]).concat();

@@ -256,6 +256,7 @@ impl Job {
 /// A job with a deadline is planned alone; then one without comes. What the second takes of the scarce class until the deadline
 /// is lost to the first, whose other requests then have to move. Both together, by every assignment, is the measure.
 #[test]
+#[allow(clippy::print_stdout, reason = "how near it comes is worth reading")]
 fn one_plan_after_the_other_comes_near_to_both_together_by_prices() {
     const PAIRS: usize = 400;
     let mut random = SplitMix(7);

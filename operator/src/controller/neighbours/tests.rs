@@ -75,7 +75,7 @@ fn what_is_left_is_slots_times_time_less_what_others_are_still_expected_to_take(
     assert_eq!((of(Some(1), 1).class_seconds, of(Some(1), 1).free_in_seconds), (Some(0.0), 100.0));
     assert_eq!((of(Some(0), 1).class_seconds, of(None, 1).class_seconds), (Some(0.0), None));
     // Without a deadline there is no end to what is left.
-    assert_eq!(told(&[two.clone()], Some(3), 1, None).class_seconds, None);
+    assert_eq!(told(std::slice::from_ref(&two), Some(3), 1, None).class_seconds, None);
     // Three quarters of its lines are done, and one pod altogether.
     let done = other("a", &[("cuda", 100)], |job| {
         job["spec"]["parallelism"] = json!(2);
