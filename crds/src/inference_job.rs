@@ -4,7 +4,7 @@ use crate::decimal::Decimal;
 use crate::engine::{ArtifactFormat, DeviceClass, EngineName, Provider};
 use crate::inference_model::ClaimPath;
 use crate::learning::{Assessment, FinishedRun};
-use crate::planned::{PlannedShare, Replan, ReplanPolicy, SolvedPlan};
+use crate::planned::{PlannedShare, Replan, ReplanPolicy, SharedClass, SolvedPlan};
 use crate::report::EnergySource;
 use crate::s3::S3Object;
 use k8s_openapi::api::core::v1::{LocalObjectReference, ResourceRequirements, Toleration};
@@ -351,6 +351,10 @@ pub struct Plan {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 16))]
     pub device_classes: Option<Vec<DeviceClass>>,
+    /// Classes of nodes that other jobs need too, with the prices of their device time; absent where there is nothing to say.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
+    pub classes: Vec<SharedClass>,
     /// The best candidates that were left out, each with its reason.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16))]

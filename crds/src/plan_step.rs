@@ -45,6 +45,9 @@ pub struct PlanSpec {
     /// Limits of the whole job.
     #[serde(default)]
     pub limits: PlanLimits,
+    /// What other jobs need and leave of the candidates' classes of nodes; a class of which nothing is to be said is left out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<PlanClass>,
     /// Bytes of a model's files that a run loads in a second. Loading is spent once by a candidate that is given any
     /// request, at the mean power that its predictions imply.
     pub load_bytes_per_second: f64,
@@ -167,6 +170,69 @@ pub struct PlanNormalisers {
     pub accuracy: f64,
 }
 
+/// What other jobs need and leave of a class of nodes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlanClass {
+    /// The class.
+    pub device_class: DeviceClass,
+    /// Pods of this job's size that its nodes take at the same time; absent where they do not tell. Nothing to the plan pod, as
+    /// `taken`, `asking` and `free_in_seconds`: the operator reads them back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<u32>,
+    /// Pods of other jobs that hold a slot or wait for one.
+    #[serde(default)]
+    pub taken: u32,
+    /// Other plans that ask a price.
+    #[serde(default)]
+    pub asking: u32,
+    /// Expected seconds until there is a slot for each pod of one configuration of this job.
+    #[serde(default)]
+    pub free_in_seconds: f64,
+    /// What other plans ask for a device-second: the highest price first, each further one for a longer time than the one before.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub prices: Vec<PlanPrice>,
+    /// Device-seconds until the deadline that other jobs leave to the pods of one configuration; absent without a deadline, or
+    /// where the nodes do not tell how many slots they have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub configuration_seconds: Option<f64>,
+    /// The same of all its configurations together.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class_seconds: Option<f64>,
+}
+
+/// What is asked for a device-second.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct PlanPrice {
+    /// Joules for a device-second, where one unit of a job's objective counts as E joules of that job.
+    pub joules_per_second: f64,
+    /// Seconds for which it is asked.
+    pub seconds: f64,
+}
+
+impl PlanClass {
+    /// What is charged for each device-second of a configuration with so many slots, in joules, if all requests together would
+    /// take it `all_seconds` of device time.
+    ///
+    /// A price is asked for a time, and what runs later owes nothing. A job that takes q device-seconds on n slots owes p min(q,
+    /// n T) for a price p that is asked for T seconds: concave in q. This is its chord from none of the requests to all of them,
+    /// the largest convex function that is nowhere above it: it charges nobody for too much, and all who go there exactly.
+    #[must_use]
+    pub fn charge(&self, slots: u32, all_seconds: f64) -> f64 {
+        if all_seconds <= 0.0 {
+            return self.prices.first().map_or(0.0, |price| price.joules_per_second);
+        }
+        let (mut owed, mut begun) = (0.0, 0.0);
+        for price in &self.prices {
+            let until = (f64::from(slots.max(1)) * price.seconds).min(all_seconds);
+            owed += price.joules_per_second * (until - begun).max(0.0);
+            begun = until.max(begun);
+        }
+        owed / all_seconds
+    }
+}
+
 /// Limits of the whole job; an absent one does not limit.
 #[derive(Debug, Default, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
@@ -220,9 +286,9 @@ pub struct PlanFigures {
     pub seconds: [f64; 3],
     /// By candidate, in the order of the specification.
     pub candidates: Vec<PlannedCandidate>,
-    /// The objective reached.
+    /// The objective reached, with what is charged for device-seconds (a joule of it weighs 1/E whatever zeta is).
     pub objective: f64,
-    /// No assignment is below this.
+    /// No assignment is below this, charges included.
     pub lower_bound: f64,
     /// (objective - lower bound) / sum of the assigned costs' magnitudes.
     pub gap: f64,
@@ -231,6 +297,16 @@ pub struct PlanFigures {
     /// Token-weighted mean accuracy.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub accuracy: Option<f64>,
+    /// Joules that are charged for device-seconds which other plans need. Nobody spends them: they are in no other figure but the
+    /// objective and its bound.
+    #[serde(default, skip_serializing_if = "no_figure")]
+    pub charged_joules: f64,
+    /// Expected joules of the plan that would be made without charges; absent where nothing is charged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uncharged_joules: Option<f64>,
+    /// What there is to say of classes of nodes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<PlannedClass>,
     /// SHA-256 of the assignment in hexadecimal; absent where all requests go to one candidate, or nothing was written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub assignment_sha256: Option<String>,
@@ -275,6 +351,21 @@ pub struct PlannedCandidate {
     /// Device-seconds if all requests went there.
     #[serde(rename = "aloneS", default, skip_serializing_if = "no_figure")]
     pub alone_seconds: f64,
+}
+
+/// What a plan makes of a class of nodes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlannedClass {
+    /// The class.
+    #[serde(rename = "class")]
+    pub device_class: DeviceClass,
+    /// What a further device-second of it would be worth to the job, in joules (E times the dual value of what limits it, and what
+    /// is charged besides); 0 where nothing limits it.
+    #[serde(rename = "price", default, skip_serializing_if = "no_figure")]
+    pub joules_per_second: f64,
+    /// Requests that would go there without charges; absent where nothing is charged.
+    #[serde(rename = "free", default, skip_serializing_if = "Option::is_none")]
+    pub uncharged_requests: Option<u64>,
 }
 
 fn no_count(count: &u64) -> bool {
@@ -334,6 +425,16 @@ mod tests {
                 gap: long,
                 normalisers: PlanNormalisers { energy: long, accuracy: long },
                 accuracy: Some(long),
+                charged_joules: six_digits(long),
+                uncharged_joules: Some(six_digits(long)),
+                classes: DeviceClass::ALL
+                    .iter()
+                    .map(|class| PlannedClass {
+                        device_class: *class,
+                        joules_per_second: six_digits(long),
+                        uncharged_requests: Some(u64::MAX),
+                    })
+                    .collect(),
                 assignment_sha256: Some("0".repeat(64)),
                 unsuited: (0..CANDIDATES).collect(),
                 read_milliseconds: u64::MAX,
@@ -343,5 +444,33 @@ mod tests {
         };
         let length = serde_json::to_string(&report).unwrap().len();
         assert!(length <= TERMINATION_MESSAGE_BYTES, "{length}");
+    }
+
+    fn class(prices: &[(f64, f64)]) -> PlanClass {
+        let prices = prices
+            .iter()
+            .map(|(joules_per_second, seconds)| PlanPrice { joules_per_second: *joules_per_second, seconds: *seconds });
+        PlanClass {
+            device_class: DeviceClass::Cuda,
+            slots: Some(1),
+            taken: 1,
+            asking: 1,
+            free_in_seconds: 0.0,
+            prices: prices.collect(),
+            configuration_seconds: None,
+            class_seconds: None,
+        }
+    }
+
+    #[test]
+    fn what_runs_after_a_price_is_asked_no_more_is_not_charged() {
+        let one = class(&[(8.0, 10.0)]);
+        // Within its time all of it; a job of ten times that on one slot owes a tenth, on five slots half.
+        assert_eq!((one.charge(1, 10.0), one.charge(1, 3.0), one.charge(1, 0.0)), (8.0, 8.0, 8.0));
+        assert_eq!((one.charge(1, 100.0), one.charge(5, 100.0)), (0.8, 4.0));
+        // A lower price that is asked for longer counts from where the higher one ends.
+        let two = class(&[(8.0, 10.0), (2.0, 40.0)]);
+        assert_eq!((two.charge(1, 10.0), two.charge(1, 40.0), two.charge(1, 80.0)), (8.0, 3.5, 1.75));
+        assert_eq!(class(&[]).charge(1, 10.0), 0.0);
     }
 }

@@ -62,7 +62,13 @@ pub struct SolvedPlan {
     /// The objective: sum of zeta e/E - (1 - zeta) a (x + y)/A over the requests, and of zeta/E times the joules of loading.
     #[schemars(length(max = 32))]
     pub objective: String,
-    /// (objective - proved lower bound) / sum of the magnitudes of the requests' costs.
+    /// Millijoules charged for device time that other plans need: they decided with the objective (a joule of them weighs 1/E), and are in no other figure; absent where nothing is charged.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub charged_millijoules: i64,
+    /// Predicted millijoules of the plan that would have been made without charges; absent where nothing is charged.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub uncharged_energy_millijoules: Option<i64>,
+    /// (objective - proved lower bound) / sum of the magnitudes of the requests' costs, both with what is charged.
     #[schemars(length(max = 32))]
     pub gap: String,
     /// E: mean joules of a request over all candidates. Frozen, so that a replan has the same preferences.
@@ -79,6 +85,45 @@ pub struct SolvedPlan {
     pub read_milliseconds: i64,
     /// Time of the solver in milliseconds.
     pub solve_milliseconds: i64,
+}
+
+/// A class of nodes that the job's candidates share with other jobs: what those asked and left when the plan was made, and what
+/// the plan asks of jobs that come later. Who they are is not told: they may belong to other namespaces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SharedClass {
+    /// The class.
+    pub device_class: DeviceClass,
+    /// Pods of this job's size that its nodes take at the same time; absent where they do not tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slots: Option<i32>,
+    /// Pods of other jobs that held a slot or waited for one.
+    #[serde(default)]
+    pub taken: i32,
+    /// Expected milliseconds until there is a slot for each pod of one configuration.
+    #[serde(default)]
+    pub free_in_milliseconds: i64,
+    /// Joules charged for a device-second of it, the highest that another plan asked; absent where no slot is scarce, or no plan asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub charged_joules_per_second: Option<String>,
+    /// Milliseconds for which it was asked: what runs later owes nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub charged_milliseconds: Option<i64>,
+    /// Other plans that asked.
+    #[serde(default, skip_serializing_if = "is_none_at_all")]
+    pub charged_by: i32,
+    /// What a further device-second of it would be worth to this job, in joules (mean joules E times the dual value of what limits it): what jobs that come while it runs are charged. Absent where nothing limits it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 32))]
+    pub price_joules_per_second: Option<String>,
+    /// The same for people, and what it changed.
+    #[schemars(length(max = 512))]
+    pub message: String,
+}
+
+fn is_none_at_all(number: &i32) -> bool {
+    *number == 0
 }
 
 fn is_zero(number: &i64) -> bool {

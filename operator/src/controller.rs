@@ -34,11 +34,13 @@ pub mod decide;
 pub mod ending;
 pub mod facts;
 pub mod ledger;
+pub mod neighbours;
 mod objects;
 pub mod observe;
 pub mod orphans;
 pub mod plan_step;
 pub mod replan;
+pub mod slots;
 pub mod status;
 pub mod story;
 pub mod straggler;
@@ -157,6 +159,10 @@ fn next(snapshot: &Snapshot, decision: &Decision, applied: &apply::Applied, cont
         waits.push(LOST_POD_AGAIN);
     }
     if applied.refused.is_some() || decision.children.iter().any(|child| child.blocked().is_some()) {
+        waits.push(REFUSED_AGAIN);
+    }
+    if decision.planning.waits_for_others() {
+        // Other jobs may be done, of which no watch of this one tells.
         waits.push(REFUSED_AGAIN);
     }
     waits.extend(decision.review.as_ref().and_then(|review| review.again).map(until));

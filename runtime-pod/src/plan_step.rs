@@ -3,6 +3,7 @@
 //!
 //! The answer is a [`PlanReport`] in the termination message; the assignment itself stands in a file beside the output.
 
+mod beside;
 mod count;
 mod readers;
 mod rest;
@@ -170,6 +171,13 @@ pub fn read_spec(json: Option<&str>, variable: &dyn Fn(&str) -> Option<String>) 
         let fractions = [model.output.low, model.output.mean, model.output.high];
         if let Some(fraction) = fractions.iter().find(|fraction| !(**fraction > 0.0 && **fraction <= 1.0)) {
             return wrong(format!("model {}: output: {fraction} is out of range; it must be above 0 to 1", model.name));
+        }
+    }
+    for class in &spec.classes {
+        let prices = class.prices.iter().flat_map(|price| [price.joules_per_second, price.seconds]);
+        let all = prices.chain(class.configuration_seconds).chain(class.class_seconds);
+        if let Some(value) = all.into_iter().find(|value| !(value.is_finite() && *value >= 0.0)) {
+            return wrong(format!("classes: {}: {value} is out of range; it must be 0 or more", class.device_class));
         }
     }
     if spec.load_bytes_per_second.is_nan() || spec.load_bytes_per_second <= 0.0 {

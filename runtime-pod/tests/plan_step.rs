@@ -290,3 +290,86 @@ fn a_rest_that_is_out_of_range_is_refused_by_name() {
         assert!(failure.message.contains(named), "{}", failure.message);
     }
 }
+
+/// A candidate on class `cuda` that takes 1.2 J and 10 ms a token.
+fn on_cuda() -> Value {
+    let mut there = candidate("there", 0, json!({"tout": 1.2}), 0.5);
+    there["configuration"]["provider"] = json!("cuda");
+    there["configuration"]["deviceClass"] = json!("cuda");
+    there
+}
+
+/// What other jobs ask for class `cpu`: so many joules for a device-second, for so many seconds.
+fn asking(joules: f64, seconds: f64) -> Value {
+    json!([{"deviceClass": "cpu", "slots": 1, "taken": 1, "asking": 1, "prices": [{"joulesPerSecond": joules, "seconds": seconds}]}])
+}
+
+#[test]
+fn requests_leave_a_class_that_others_ask_too_much_for_and_the_figures_stay_what_is_spent() {
+    let dir = tempfile::tempdir().unwrap();
+    input(dir.path());
+    // 1050 tokens: 1 J and 10 ms each on the first.
+    let both = || vec![candidate("here", 0, json!({"tout": 1.0}), 0.5), on_cuda()];
+    let of = |classes: Value| {
+        let mut spec = spec(dir.path(), &[demo_model()], both(), 1.0);
+        spec["classes"] = classes;
+        let mut figures = planned(dir.path(), &spec);
+        (figures.read_milliseconds, figures.solve_milliseconds) = (0, 0);
+        figures
+    };
+    let here = |figures: &PlanFigures| figures.candidates[0].requests;
+    let free = of(json!([]));
+    assert_eq!((here(&free), free.charged_joules, free.uncharged_joules, free.classes.len()), (20, 0.0, None, 0));
+    assert_eq!(of(asking(0.0, 100.0)), free, "what is asked for nothing changes nothing");
+    // 30 J a device-second are 0.3 J a token, and 0.2 J are saved there.
+    let away = of(asking(30.0, 100.0));
+    assert_eq!((here(&away), away.candidates[1].requests, away.charged_joules), (0, 20, 0.0));
+    assert!((away.candidates[1].joules - 1260.0).abs() < 1e-6 && away.joules[1] < 1270.0, "{away:?}");
+    assert!((away.uncharged_joules.unwrap() - free.joules[1]).abs() < 1e-2, "{away:?}");
+    let told: Vec<(&str, Option<u64>)> =
+        away.classes.iter().map(|class| (class.device_class.as_str(), class.uncharged_requests)).collect();
+    assert_eq!(told, [("cpu", Some(20)), ("cuda", Some(0))]);
+    // Asked for half of the 10.5 s that all requests take there, half of it is owed: that is not too much.
+    let stays = of(asking(30.0, 5.25));
+    assert_eq!(here(&stays), 20);
+    assert!((stays.charged_joules - 157.5).abs() < 1.0, "{stays:?}");
+    assert_eq!((stays.joules, stays.seconds), (free.joules, free.seconds), "nobody spends what is charged");
+    let over = |figures: &PlanFigures| figures.objective - figures.charged_joules / figures.normalisers.energy;
+    assert!((over(&stays) - over(&free)).abs() < 1e-4 && stays.gap == 0.0, "{stays:?}");
+}
+
+#[test]
+fn what_other_jobs_leave_until_the_deadline_is_kept_to_and_what_it_is_worth_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    input(dir.path());
+    let left = |seconds: f64| json!([{"deviceClass": "cpu", "slots": 1, "taken": 1, "configurationSeconds": seconds, "classSeconds": seconds}]);
+    let here = || candidate("here", 0, json!({"tout": 1.0}), 0.5);
+    let mut both = spec(dir.path(), &[demo_model()], vec![here(), on_cuda()], 1.0);
+    both["limits"] = json!({"deadlineSeconds": 60.0});
+    assert_eq!(planned(dir.path(), &both).classes, [], "the deadline alone binds nothing");
+    both["classes"] = left(5.0);
+    let figures = planned(dir.path(), &both);
+    assert!(figures.candidates[0].seconds <= 5.0 && figures.candidates[0].requests > 0, "{figures:?}");
+    // A device-second more is 100 tokens that save 0.2 J each.
+    let class = &figures.classes[0];
+    assert!((class.joules_per_second - 20.0).abs() < 0.2 && figures.classes.len() == 1, "{class:?}");
+    assert_eq!((class.device_class.as_str(), class.uncharged_requests), ("cpu", None));
+
+    // Two configurations of one class share what is left of it.
+    let mut second = here();
+    second["name"] = json!("here too");
+    let mut alone = spec(dir.path(), &[demo_model()], vec![here(), second], 1.0);
+    alone["limits"] = json!({"deadlineSeconds": 60.0});
+    alone["classes"] = left(8.0);
+    let (code, report) = plan(dir.path(), Some(&alone));
+    let failure = report.failure.unwrap();
+    assert_eq!((code, failure.reason.as_str()), (78, "Infeasible"));
+    let told =
+        "what other jobs leave of the nodes of class cpu until the deadline (8 device-seconds for all configurations)";
+    assert!(failure.message.contains(told), "{}", failure.message);
+    alone["classes"] = left(12.0);
+    assert_eq!(planned(dir.path(), &alone).requests, 20);
+    alone["classes"][0]["classSeconds"] = json!(-1.0);
+    let failure = plan(dir.path(), Some(&alone)).1.failure.unwrap();
+    assert!(failure.message.contains("classes: cpu: -1 is out of range"), "{}", failure.message);
+}

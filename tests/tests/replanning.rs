@@ -1,5 +1,5 @@
 //! Jobs that reality leaves the plan of, on two nodes: a class of nodes that is lost and one that appears, and a model that takes
-//! longer than was predicted. Needs the local cluster with the nodes cpu-0 and gpu-0, Joulecast with
+//! longer than was predicted; and jobs that need the same class. Needs the local cluster with the nodes cpu-0 and gpu-0, Joulecast with
 //! `retries.unreachableSeconds=5`, and a runtime whose `cuda` provider is a double (`make replanning` provides all of it). One
 //! test at a time: each changes what the nodes are.
 #![allow(missing_docs, clippy::print_stdout, reason = "how long something took is worth reading")]
@@ -9,8 +9,8 @@ use joulecast_crds::inference_job::{Outcome, Plan, conditions};
 use joulecast_crds::planned::{ReplanOutcome, ReplanReason};
 use joulecast_crds::{DeviceClass, EnergyModel, InferenceJob};
 use joulecast_tests::agent::upgrade;
-use joulecast_tests::cluster::{RELEASE_NAMESPACE, machines, user_runs};
-use joulecast_tests::job::{apply_job, await_job, is_true, lines_done, request, results, told};
+use joulecast_tests::cluster::{RELEASE_NAMESPACE, machines, user_runs, user_tries};
+use joulecast_tests::job::{apply_input, apply_job, await_job, is_true, lines_done, manifest, request, results, told};
 use joulecast_tests::namespace::{TestNamespace, with_namespace};
 use k8s_openapi::api::core::v1::{Node, PersistentVolume, PersistentVolumeClaim};
 use kube::ResourceExt;
@@ -50,11 +50,11 @@ async fn prepared() -> Result<()> {
     Ok(())
 }
 
-/// The second node is of class `cuda` from now on, with a slot for each of four pods.
-async fn becomes_cuda(here: &TestNamespace) -> Result<()> {
+/// The second node is of class `cuda` from now on, with a slot for each of so many pods.
+async fn becomes_cuda(here: &TestNamespace, slots: u32) -> Result<()> {
     let nodes: Api<Node> = Api::all(here.client.clone());
-    let slots =
-        json!({"status": {"capacity": {"joulecast.dev/cuda": "4"}, "allocatable": {"joulecast.dev/cuda": "4"}}});
+    let slots = json!({"joulecast.dev/cuda": slots.to_string()});
+    let slots = json!({"status": {"capacity": slots, "allocatable": slots}});
     nodes.patch_status(LOST, &PatchParams::default(), &Patch::Merge(slots)).await?;
     user_runs("kubectl", &["label", "node", LOST, &format!("{CLASS}=cuda"), "--overwrite"], None).await?;
     Ok(())
@@ -182,7 +182,7 @@ async fn what_is_left_of_a_lost_class_of_nodes_goes_to_the_other_one() {
     with_namespace("replan-lost", |here| async move {
         const LINES: usize = 2800;
         prepared().await?;
-        becomes_cuda(&here).await?;
+        becomes_cuda(&here, 4).await?;
         let name = model(&here, "demo").await?;
         // Long outputs are cheaper on the second node, short ones on the first. All take less time than predicted.
         predict(&name, "cpu", (0.0, 1.0), (0.0, 1.0)).await?;
@@ -252,7 +252,7 @@ async fn nodes_that_appear_take_over_what_is_cheaper_on_them() {
         let tokens = |number: usize| if number.is_multiple_of(2) { SHORT } else { LONG };
         apply_job(&here, "new", &input(LINES, tokens), spec(&[&name])).await?;
         await_job(&here, "new", "at work", |job| lines_done(job) > 5).await?;
-        becomes_cuda(&here).await?;
+        becomes_cuda(&here, 4).await?;
         let job = replanned(&here, "new", ReplanReason::NodesAppeared).await?;
         let replan = plan(&job).and_then(|plan| plan.replan.as_ref()).context("replan")?;
         ensure!(replan.outcome == Some(ReplanOutcome::Replaced), "{replan:?}");
@@ -310,6 +310,86 @@ async fn what_is_left_of_a_model_that_is_slower_than_predicted_goes_to_another()
         ensure!(plan(&job).is_some_and(|plan| plan.epoch == 2), "{:?}", plan(&job));
         ensure_all_counted(&job)?;
         forget(&here, &[&format!("{told}-cpu"), &format!("{honest}-cpu")]).await
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_job_that_comes_later_leaves_the_class_to_one_with_a_deadline_that_needs_it() {
+    let _alone = MACHINES.lock().await;
+    with_namespace("prices", |here| async move {
+        const LINES: usize = 1500;
+        prepared().await?;
+        becomes_cuda(&here, 2).await?;
+        let (urgent, patient) = (model(&here, "urgent").await?, model(&here, "patient").await?);
+        // A second on the second node saves the urgent job 10 J, and the patient one 4 J.
+        for (name, joules) in [(&urgent, 0.5), (&patient, 0.8)] {
+            predict(name, "cpu", (0.0, 1.0), (0.0, 0.01)).await?;
+            predict(name, "cuda", (0.0, joules), (0.0, 0.05)).await?;
+        }
+        let later = |constraints: Value| {
+            let mut spec = spec(&[&patient]);
+            spec["constraints"] = constraints;
+            spec
+        };
+        let dry_run = async |constraints: Value| {
+            let job = manifest("later", later(constraints)).to_string();
+            user_tries("joulecast", &["plan", "-f", "-", "-n", &here.name], Some(&job)).await
+        };
+        apply_input(&here, "later", &input(8, |_| SHORT)).await?;
+        let (code, printed, errors) = dry_run(json!({})).await?;
+        ensure!(code == 0 && printed.contains("nodes of class cuda"), "{printed}\n{errors}");
+        ensure!(!printed.contains("charged"), "nobody needs it yet:\n{printed}");
+
+        // 9600 s of device time on the second node, on two slots: it has 3000 s, and gives the rest to the first node.
+        let mut spec = spec(&[&urgent]);
+        spec["parallelism"] = json!(2);
+        spec["constraints"] = json!({"completeWithinSeconds": 3000});
+        apply_job(&here, "urgent", &input(LINES, |_| LONG), spec).await?;
+        let job = await_job(&here, "urgent", "at work on both", |job| lines_done(job) > 0).await?;
+        let shared = &plan(&job).context("plan")?.classes;
+        ensure!(shared.len() == 1 && shared[0].device_class == DeviceClass::Cuda, "{shared:?}");
+        let price: f64 = shared[0].price_joules_per_second.as_ref().context("a price")?.parse()?;
+        ensure!((9.9..10.1).contains(&price), "{shared:?}");
+        println!("{}", shared[0].message);
+
+        apply_job(&here, "later", &input(8, |_| SHORT), later(json!({}))).await?;
+        let job = await_job(&here, "later", "planned", |job| is_true(job, conditions::PLANNED)).await?;
+        let after = plan(&job).context("plan")?;
+        ensure!(after.chosen.len() == 1 && after.chosen[0].device_class == DeviceClass::Cpu, "{:?}", after.chosen);
+        let told = told(&job, conditions::PLANNED);
+        println!("{told}");
+        for shown in
+            ["other jobs have 2 pods there on 2 slots", "J per device-second charged", "so 8 requests go elsewhere"]
+        {
+            ensure!(told.contains(shown), "{shown:?} is missing in {told}");
+        }
+        let reason =
+            after.left_out.iter().find(|one| one.device_class == Some(DeviceClass::Cuda) && one.batch.is_some());
+        ensure!(
+            reason.is_some_and(|one| one.reason.contains("charged for its nodes, which other jobs need")),
+            "{reason:?}"
+        );
+        let solved = after.solved.as_ref().context("solved")?;
+        ensure!(
+            solved.charged_millijoules == 0 && solved.energy_millijoules >= 8 * i64::from(SHORT) * 1000,
+            "{solved:?}"
+        );
+        let explained = user_runs("joulecast", &["explain", "later", "-n", &here.name], None).await?;
+        ensure!(explained.contains("shared    cuda: other jobs have 2 pods there"), "{explained}");
+        // It does not wait for the other one, which keeps its plan.
+        completed(&here, "later").await?;
+
+        // One that has to be done on those nodes before the urgent one is, is refused with the figures.
+        let (code, printed, errors) = dry_run(json!({"completeWithinSeconds": 60, "deviceClasses": ["cuda"]})).await?;
+        ensure!(
+            code == 3 && printed.contains("what other jobs leave of the nodes of class cuda"),
+            "{printed}\n{errors}"
+        );
+        let job = await_job(&here, "urgent", "still at work", |job| lines_done(job) > 0).await?;
+        ensure!(plan(&job).is_some_and(|plan| plan.epoch == 1 && plan.replan.is_none()), "{:?}", plan(&job));
+        let models = [&urgent, &patient].map(|name| [format!("{name}-cpu"), format!("{name}-cuda")]).concat();
+        forget(&here, &models.iter().map(String::as_str).collect::<Vec<_>>()).await
     })
     .await;
 }

@@ -27,6 +27,7 @@ mod problem;
 mod repair;
 mod rows;
 mod shares;
+mod sharing;
 mod smooth;
 mod surface;
 mod tally;
@@ -38,6 +39,7 @@ pub use assignment::Assignment;
 pub use baselines::{Baseline, baselines};
 pub use moments::Moments;
 pub use problem::{CANDIDATES_LIMIT, Candidate, Limits, Normalisers, Problem, ProblemError, Setup, Share};
+pub use sharing::{Pool, Sharing};
 pub use workload::{REQUESTS_LIMIT, TOKENS_LIMIT, Workload, WorkloadError};
 
 use crate::units::{Joules, Seconds, Tokens};
@@ -68,8 +70,10 @@ pub struct Plan {
     pub assignment: Assignment,
     /// The normalisers that the objective was measured in.
     pub normalisers: Normalisers,
-    /// Sum of the requests' costs and the setups'.
+    /// Sum of the requests' costs and the setups', with what is charged for them.
     pub objective: f64,
+    /// What of it is charged for device-seconds that other plans need ([`Sharing`]).
+    pub charged: f64,
     /// No assignment within the limits has a lower objective.
     pub lower_bound: f64,
     /// (objective - lower bound) / sum of the magnitudes of the assigned costs.
@@ -102,6 +106,9 @@ pub struct Placement {
     /// Dual value of its limit, in units of the objective per request (shares; negative where a minimum binds) or per
     /// device-second (budgets; never negative).
     pub price: f64,
+    /// Dual value of what limits its device-seconds, in units of the objective per device-second, never negative; charges for
+    /// them are not in it.
+    pub second_price: f64,
 }
 
 /// How the lower bound was established.
@@ -127,6 +134,7 @@ enum Answer {
 struct Draft {
     assignment: Assignment,
     prices: Vec<f64>,
+    second_prices: Vec<f64>,
     /// Objective minus lower bound.
     slack: f64,
     proof: Proof,
@@ -163,19 +171,41 @@ pub fn solve_longer(
     steps: u64,
     stop: &dyn Fn() -> bool,
 ) -> Result<Outcome, ProblemError> {
-    let ground = Ground::new(workload, problem)?;
+    plan(&Ground::new(workload, problem)?, start, steps, stop)
+}
+
+/// Plans as [`solve`] does beside other plans: with what they charge for devices, within what they leave of them.
+///
+/// # Errors
+/// As [`solve`].
+pub fn solve_beside(
+    workload: &Workload,
+    problem: &Problem<'_>,
+    sharing: &Sharing<'_>,
+    start: Option<&[f64]>,
+    stop: &dyn Fn() -> bool,
+) -> Result<Outcome, ProblemError> {
+    plan(&Ground::shared(workload, problem, sharing)?, start, 0, stop)
+}
+
+fn plan(
+    ground: &Ground<'_>,
+    start: Option<&[f64]>,
+    steps: u64,
+    stop: &dyn Fn() -> bool,
+) -> Result<Outcome, ProblemError> {
     let start: Option<Vec<f64>> =
         start.filter(|p| p.len() == ground.len()).map(|prices| ground.order.iter().map(|k| prices[*k]).collect());
-    let answer = if ground.limits.only_shares() {
-        exact::solve(&ground, start.as_deref(), stop)?
+    let answer = if ground.limits.only_shares() && ground.pools.is_empty() {
+        exact::solve(ground, start.as_deref(), stop)?
     } else {
-        match Rows::new(&ground) {
-            Ok(rows) => limits::solve(&ground, &rows, start.as_deref(), steps, stop)?,
+        match Rows::new(ground) {
+            Ok(rows) => limits::solve(ground, &rows, start.as_deref(), steps, stop)?,
             Err(reason) => Answer::Infeasible(reason),
         }
     };
     match answer {
-        Answer::Planned(draft) => Ok(Outcome::Planned(Box::new(finish(&ground, *draft)))),
+        Answer::Planned(draft) => Ok(Outcome::Planned(Box::new(finish(ground, *draft)))),
         Answer::Infeasible(reason) => Ok(Outcome::Infeasible(reason)),
         Answer::Undecided { reason, lower_bound } => Ok(Outcome::Undecided { reason, lower_bound }),
     }
@@ -183,27 +213,31 @@ pub fn solve_longer(
 
 /// Adds up what a draft's assignment takes.
 fn finish(ground: &Ground<'_>, draft: Draft) -> Plan {
-    let Draft { mut assignment, prices, slack, proof, branched, loads } = draft;
+    let Draft { mut assignment, prices, second_prices, slack, proof, branched, loads } = draft;
     let sum = |of: &dyn Fn(usize) -> f64| (0..ground.len()).map(of).sum::<f64>();
     let paid = |k: usize| loads[k].all.count > 0;
     let weighted = sum(&|k| ground.candidates[k].accuracy * loads[k].all.tokens() as f64);
     let energy = sum(&|k| loads[k].energy);
     let setups = sum(&|k| if paid(k) { ground.setup[k] } else { 0.0 });
-    let objective = ground.energy_weight() * energy - ground.accuracy_weight() * weighted + setups;
+    let rents = sum(&|k| ground.rent[k] * loads[k].runtime);
+    let objective = ground.energy_weight() * energy - ground.accuracy_weight() * weighted + rents + setups;
+    let loading = |k: usize| ground.rent[k] * sharing::slots(ground.candidates[k]) * ground.candidates[k].setup.time.0;
+    let charged = rents + sum(&|k| if paid(k) { loading(k) } else { 0.0 });
     let gap = if slack == 0.0 { 0.0 } else { slack / (tally::magnitude(ground, &assignment) + setups) };
     let tokens = ground.workload.moments().tokens();
     let mut placements = vec![None; ground.len()];
     for (k, load) in loads.iter().enumerate() {
         let setup = if paid(k) { ground.candidates[k].setup.time } else { Seconds(0.0) };
         let seconds_used = Seconds(load.runtime) + setup;
-        let (energy, price) = (Joules(load.energy), prices[k]);
-        placements[ground.order[k]] = Some(Placement { moments: load.all, energy, seconds_used, price });
+        let (energy, price, second_price) = (Joules(load.energy), prices[k], second_prices[k]);
+        placements[ground.order[k]] = Some(Placement { moments: load.all, energy, seconds_used, price, second_price });
     }
     assignment.rename(&ground.order);
     Plan {
         assignment,
         normalisers: ground.normalisers,
         objective,
+        charged,
         lower_bound: objective - slack,
         gap,
         energy: Joules(energy),

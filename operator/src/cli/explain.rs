@@ -90,6 +90,9 @@ pub fn text(name: &str, status: &InferenceJobStatus) -> String {
         if let Some(solved) = &plan.solved {
             text.push_str(&prediction(solved));
         }
+        for class in &plan.classes {
+            let _ = writeln!(text, "  shared    {}", class.message);
+        }
         if let Some(placement) = &status.placement {
             let _ = writeln!(text, "            node or class: {placement}");
         }
@@ -189,15 +192,27 @@ fn prediction(solved: &SolvedPlan) -> String {
     }
     let _ = writeln!(
         text,
-        "\n            {} requests, {} lines that are none; objective {}, gap {}; read in {} ms, solved in {} ms",
+        "\n            {} requests, {} lines that are none; objective {}{}, gap {}; read in {} ms, solved in {} ms",
         solved.requests,
         solved.malformed,
         solved.objective,
+        charged(solved),
         solved.gap,
         solved.read_milliseconds,
         solved.solve_milliseconds
     );
     text
+}
+
+/// What other plans were paid for device time, in joules that nobody spends.
+fn charged(solved: &SolvedPlan) -> String {
+    if solved.charged_millijoules == 0 {
+        return String::new();
+    }
+    let free = solved
+        .uncharged_energy_millijoules
+        .map(|free| format!(", without which it would take {} J", thousandths(free)));
+    format!(" and {} J charged for device time{}", thousandths(solved.charged_millijoules), free.unwrap_or_default())
 }
 
 /// Thousandths of a unit as a decimal with three significant digits.
@@ -219,8 +234,10 @@ mod tests {
                 "chosen": [{"model": "demo", "format": "safetensors", "artifactIndex": 0, "engine": "candle", "provider": "cpu", "deviceClass": "cpu", "reason": "the only one that can run",
                     "batch": 4, "planned": {"requests": 3, "shareMillis": 1000, "tokensIn": 7, "tokensOut": 9, "energyMillijoules": 12_500, "deviceMilliseconds": 250, "price": "0.5"}}],
                 "solved": {"requests": 3, "malformed": 1, "tokensAllowed": 40, "energyMillijoules": 13_000, "energyMillijoulesLow": 9_000, "energyMillijoulesHigh": 20_000,
-                    "milliseconds": 250, "millisecondsLow": 200, "millisecondsHigh": 300, "objective": "1.5", "gap": "0", "meanJoules": "1", "meanAccuracyTokens": "1",
+                    "milliseconds": 250, "millisecondsLow": 200, "millisecondsHigh": 300, "objective": "1.5", "gap": "0", "meanJoules": "1",
+                    "chargedMillijoules": 2_000, "unchargedEnergyMillijoules": 12_000, "meanAccuracyTokens": "1",
                     "readMilliseconds": 2, "solveMilliseconds": 1},
+                "classes": [{"deviceClass": "cpu", "taken": 1, "freeInMilliseconds": 0, "message": "cpu: +0.800 J per device-second charged"}],
                 "leftOut": [{"model": "demo", "engine": "onnx", "provider": "cpu", "deviceClass": "cpu", "reason": "no artifact for onnx"},
                     {"model": "demo", "format": "gguf", "artifactIndex": 1, "engine": "candle", "provider": "cpu", "deviceClass": "cpu", "reason": "could run"}],
                 "furtherLeftOut": [{"reason": "no node of class cuda", "count": 3}]
@@ -236,7 +253,8 @@ mod tests {
             "demo as safetensors on candle/cpu, batch 4",
             "3 requests (100.0 %), 7 tokens in, 9 expected out: 12.5 J, 0.250 s of device time; price of its limit 0.5",
             "predicted 13.0 J (9.00 to 20.0), done after 0.250 s (0.200 to 0.300)",
-            "gap 0; read in 2 ms",
+            "objective 1.5 and 2.00 J charged for device time, without which it would take 12.0 J, gap 0; read in 2 ms",
+            "shared    cpu: +0.800 J per device-second charged",
             "3 more: no node",
             "12.034 J",
             "idle  not known",

@@ -3,12 +3,13 @@
 use crate::controller::decide::{is_finished, is_frozen};
 use crate::controller::observe::TAINT_UNREACHABLE;
 use crate::controller::plan_step::job::ANNOTATION_QUESTION;
+use crate::controller::slots::is_looked_at;
 use futures::TryStreamExt;
 use joulecast_crds::names::{LABEL_DEVICE_CLASS, LABEL_JOB};
 use joulecast_crds::{EnergyModel, InferenceJob, InferenceModel};
 use k8s_openapi::NamespaceResourceScope;
 use k8s_openapi::api::batch::v1::{Job, JobSpec};
-use k8s_openapi::api::core::v1::{Node, NodeSpec, Pod, PodSpec, PodStatus, Taint};
+use k8s_openapi::api::core::v1::{Node, NodeSpec, NodeStatus, Pod, PodSpec, PodStatus, Taint};
 use kube::api::ObjectMeta;
 use kube::runtime::controller::Controller;
 use kube::runtime::reflector::{ObjectRef, Store, store};
@@ -31,7 +32,7 @@ pub struct Caches {
     pub children: Store<Job>,
     /// Pods of runs: metadata, node and what their status says of progress.
     pub pods: Store<Pod>,
-    /// Nodes: names, device classes, and whether they can be reached.
+    /// Nodes: names, device classes, what they have to give, and whether they can be reached.
     pub nodes: Store<Node>,
     /// EnergyModels.
     pub energy_models: Store<EnergyModel>,
@@ -254,7 +255,11 @@ fn prune_node(node: &mut Node) {
     if let Some(labels) = &mut meta.labels {
         labels.retain(|key, _| key == LABEL_DEVICE_CLASS);
     }
-    node.status = None;
+    let allocatable = node.status.take().and_then(|status| status.allocatable).map(|mut all| {
+        all.retain(|resource, _| is_looked_at(resource));
+        all
+    });
+    node.status = allocatable.map(|all| NodeStatus { allocatable: Some(all), ..NodeStatus::default() });
     let Some(NodeSpec { taints, unschedulable, .. }) = node.spec.take() else { return };
     let taints = taints.unwrap_or_default().into_iter().filter(|taint| taint.key == TAINT_UNREACHABLE);
     let taints: Vec<Taint> = taints.collect();

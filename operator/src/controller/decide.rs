@@ -72,6 +72,14 @@ pub enum Planning {
     Invalid(Invalid),
 }
 
+impl Planning {
+    /// Whether there may be a plan once other jobs leave more of the nodes.
+    #[must_use]
+    pub fn waits_for_others(&self) -> bool {
+        matches!(self, Self::Refused { reason, .. } if reason == plan_step::INFEASIBLE)
+    }
+}
+
 /// What to do about a child Job.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ChildAction {
@@ -276,6 +284,7 @@ pub fn choose(runnable: &[Runnable], mut rejected: Vec<Rejected>) -> Planning {
         rest: None,
         replan: None,
         device_classes: None,
+        classes: vec![],
         left_out: others.chain(left_out(rejected.clone())).collect(),
         further_left_out: vec![],
         basis: "Unmodelled".into(),

@@ -4,14 +4,16 @@
 use crate::controller::Context;
 use crate::controller::caches::Caches;
 use crate::controller::facts::{ChildFacts, Place, PodFacts, PodStage, is_attempt};
+use crate::controller::neighbours::Neighbour;
 use crate::controller::plan_step::facts::{PlanFacts, is_plan};
 use crate::controller::plan_step::history::{Past, past};
 use crate::controller::replan::is_asked;
+use crate::controller::slots::Room;
 use joulecast_crds::names::{LABEL_DEVICE_CLASS, LABEL_JOB, LABEL_JOB_UID};
 use joulecast_crds::report::RunProgress;
 use joulecast_crds::run_spec::RunIdentity;
 use joulecast_crds::{DeviceClass, EnergyModel, InferenceJob, InferenceJobStatus, InferenceModel};
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{Node, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::ObjectMeta;
 use k8s_openapi::jiff::Timestamp;
 use kube::runtime::reflector::ObjectRef;
@@ -43,6 +45,10 @@ pub struct Snapshot {
     pub plans: Vec<PlanFacts>,
     /// What finished jobs of its namespace say of output lengths; empty where nothing is to be planned.
     pub history: Vec<Past>,
+    /// The other jobs of the cluster that have a plan and are not done; empty where nothing is to be planned.
+    pub neighbours: Vec<Neighbour>,
+    /// What nodes that pods could be bound to have to give; empty where nothing is to be planned.
+    pub rooms: Vec<Room>,
     /// Progress of the runs that are at work, as far as it could be read, by the UID of their pods.
     pub progress: BTreeMap<String, RunProgress>,
 }
@@ -109,7 +115,12 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
     let status = job.status.as_ref();
     let asked = status.and_then(|status| status.plan.as_ref()).is_some_and(is_asked);
     let started = status.is_some_and(|status| status.start_time.is_some());
-    let (plans, history) = if started && !asked { Default::default() } else { planning(caches, &namespace, &uid) };
+    let to_be_planned = !started || asked;
+    let (plans, history) = if to_be_planned { planning(caches, &namespace, &uid) } else { Default::default() };
+    let neighbours = if to_be_planned { neighbours(caches, &uid, now) } else { vec![] };
+    let nodes = caches.nodes.state();
+    let usable = || nodes.iter().filter(|node| is_usable(node));
+    let rooms = if to_be_planned { usable().map(|node| Room::of(node)).collect() } else { vec![] };
     let mut energy_models = caches.energy_models.state();
     energy_models.sort_by(|a, b| a.metadata.name.cmp(&b.metadata.name));
     let mut snapshot = Snapshot {
@@ -117,13 +128,15 @@ pub async fn observe(job: Arc<InferenceJob>, context: &Context) -> Snapshot {
         job,
         models,
         energy_models,
-        classes: caches.nodes.state().iter().map(|node| device_class(node)).collect(),
-        usable: caches.nodes.state().iter().filter(|node| is_usable(node)).map(|node| device_class(node)).collect(),
-        unreachable: caches.nodes.state().iter().filter_map(|node| unreachable_since(node)).collect(),
+        classes: nodes.iter().map(|node| device_class(node)).collect(),
+        usable: usable().map(|node| device_class(node)).collect(),
+        unreachable: nodes.iter().filter_map(|node| unreachable_since(node)).collect(),
         children,
         pods,
         plans,
         history,
+        neighbours,
+        rooms,
         progress: BTreeMap::new(),
     };
     let readings = snapshot.at_work().filter_map(|pod| Some((pod, pod.ip.as_deref()?))).map(async |(pod, ip)| {
@@ -155,6 +168,28 @@ fn planning(caches: &Caches, namespace: &str, uid: &str) -> (Vec<PlanFacts>, Vec
             .unwrap_or(std::cmp::Ordering::Equal)
     });
     (plans, history)
+}
+
+/// The other jobs that hold slots or wait for them, in all namespaces that are watched.
+fn neighbours(caches: &Caches, uid: &str, now: Timestamp) -> Vec<Neighbour> {
+    let waiting = caches.pods.state_filter(|pod| is_attempt(&pod.metadata) && lacks_room(pod));
+    let of_job = |uid: Option<&String>| -> BTreeSet<u32> {
+        let is_own = |pod: &&Arc<Pod>| {
+            let label = pod.metadata.labels.as_ref().and_then(|labels| labels.get(LABEL_JOB_UID));
+            label.is_some() && label == uid
+        };
+        waiting.iter().filter(is_own).map(|pod| PodFacts::of(pod, now).place.configuration).collect()
+    };
+    let jobs = caches.jobs.state_filter(|job| job.metadata.uid.as_deref() != Some(uid));
+    jobs.iter().filter_map(|job| Neighbour::of(job, &of_job(job.metadata.uid.as_ref()), now)).collect()
+}
+
+/// Whether the scheduler finds no node with room for a pod.
+fn lacks_room(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let unscheduled = conditions.filter(|one| one.type_ == "PodScheduled" && one.status == "False");
+    // Its words for processors, memory and devices alike.
+    unscheduled.filter_map(|one| one.message.as_ref()).any(|message| message.contains("Insufficient"))
 }
 
 /// The class of a node by its label; a node without one counts as `cpu`.

@@ -7,11 +7,13 @@ pub mod answer;
 pub mod facts;
 pub mod history;
 pub mod job;
+mod shared;
 
 use crate::config::{Config, Runtime};
 use crate::controller::basis;
 use crate::controller::candidates::Runnable;
 use crate::controller::decide::{assignment, fitted};
+use crate::controller::neighbours::{classes, eased};
 use crate::controller::objects;
 use crate::controller::observe::Snapshot;
 use crate::controller::replan::LEAST_GAIN;
@@ -28,6 +30,9 @@ use joulecast_crds::planned::MeasuredPace;
 use joulecast_crds::run_spec::{RunIdentity, VERSION};
 use joulecast_planner::predict::QuantityPredictor;
 use sha2::{Digest, Sha256};
+
+/// Reason of a plan pod that found that no assignment keeps the limits.
+pub const INFEASIBLE: &str = "Infeasible";
 
 /// A candidate at one batch size, with its predictions.
 #[derive(Debug, Clone, PartialEq)]
@@ -128,17 +133,29 @@ pub fn step(
     }
     let mark = mark(&question.spec);
     let asked = snapshot.plans.iter().filter(|one| one.spec.as_ref().is_some_and(|spec| self::mark(spec) == mark));
-    let Some(PlanFacts { spec: Some(spec), stage, .. }) = asked.max_by_key(|one| one.created) else {
+    let times = asked.clone().count();
+    let ask = |question: Question| {
         let Some(runtime) = config.runtimes.first().cloned() else {
             return Step::Refused("ImageMissing".into(), "there is no runtime image to plan with".into());
         };
-        let name = fitted(&job.name, &format!("-{epoch}-plan-{mark}"));
-        return Step::Ask(Box::new(Ask { name, question, runtime }));
+        let again = if times == 0 { String::new() } else { format!("-{times}") };
+        let name = fitted(&job.name, &format!("-{epoch}-plan-{mark}{again}"));
+        Step::Ask(Box::new(Ask { name, question, runtime }))
     };
+    // Of those asked in one second the one with the most left, so that it is not asked for ever.
+    let taken =
+        |spec: &Option<PlanSpec>| -> u32 { spec.iter().flat_map(|spec| &spec.classes).map(|one| one.taken).sum() };
+    let newest = asked.max_by_key(|one| (one.created, std::cmp::Reverse(taken(&one.spec))));
+    let Some(PlanFacts { spec: Some(spec), stage, .. }) = newest else { return ask(question) };
     match stage {
         PlanStage::Pending(what) => Step::Wait(what.clone()),
         PlanStage::Ended(message) => match answer::read(message, spec) {
             Ok(figures) => Step::Planned(Box::new(answer::plan(spec, &figures, without))),
+            Err(AnswerError::Refused { reason, .. })
+                if reason == INFEASIBLE && further.is_none() && eased(&spec.classes, &question.spec.classes) =>
+            {
+                ask(question)
+            }
             Err(AnswerError::Refused { reason, message }) => Step::Refused(reason, message),
             Err(error) => Step::Refused("PlanUnusable".into(), error.to_string()),
         },
@@ -151,6 +168,8 @@ pub fn step(
 fn mark(spec: &PlanSpec) -> String {
     let mut matter = spec.clone();
     matter.limits.deadline_seconds = matter.limits.deadline_seconds.map(|_| 0.0);
+    // Nor does what others leave and ask for, which changes all the time.
+    matter.classes.clear();
     if matter.rest.is_some() {
         // What a job has spent grows.
         matter.limits.energy_joules = matter.limits.energy_joules.map(|_| 0.0);
@@ -186,6 +205,10 @@ fn question(snapshot: &Snapshot, job: &ValidJob, modelled: &[Modelled], epoch: u
         });
         candidates.push(candidate(one, model, accuracy, job));
     }
+    let of_class =
+        |class| candidates.iter().filter(|one: &&PlanCandidate| one.configuration.device_class == class).count();
+    let deadline_seconds = job.deadline.map(|deadline| deadline.duration_since(snapshot.now).as_secs_f64());
+    let classes = classes(snapshot, job, of_class, deadline_seconds, config);
     let frozen = snapshot.status().plan.as_ref().and_then(|plan| plan.solved.as_ref()).and_then(|solved| {
         Some(PlanNormalisers {
             energy: solved.mean_joules.parse().ok()?,
@@ -213,9 +236,10 @@ fn question(snapshot: &Snapshot, job: &ValidJob, modelled: &[Modelled], epoch: u
         rest: None,
         limits: PlanLimits {
             energy_joules: job.max_energy_joules.map(|joules| joules as f64),
-            deadline_seconds: job.deadline.map(|deadline| deadline.duration_since(snapshot.now).as_secs_f64()),
+            deadline_seconds,
             min_accuracy: None,
         },
+        classes,
         load_bytes_per_second: f64::from(config.planning.load_megabytes_per_second) * 1e6,
         time_limit_seconds: f64::from(config.planning.time_limit_seconds),
     };

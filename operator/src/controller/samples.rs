@@ -178,6 +178,8 @@ impl SnapshotBuilder {
                 pods: Vec::new(),
                 plans: Vec::new(),
                 history: Vec::new(),
+                neighbours: Vec::new(),
+                rooms: Vec::new(),
                 progress: BTreeMap::new(),
             },
         }

@@ -35,6 +35,7 @@ mod predictions;
 mod refusals;
 mod replan;
 mod reports;
+mod sharing;
 
 /// One request that the fake saw.
 #[derive(Debug, Clone)]

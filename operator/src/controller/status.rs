@@ -226,7 +226,9 @@ impl Conditions<'_> {
         match planning {
             Planning::Found(plan) => {
                 self.status.plan = Some(plan.clone());
-                let what: Vec<String> = plan.chosen.iter().map(chosen).collect();
+                let charged = plan.classes.iter().filter(|class| class.charged_joules_per_second.is_some());
+                let charged = charged.map(|class| class.message.clone());
+                let what: Vec<String> = plan.chosen.iter().map(chosen).chain(charged).collect();
                 let reason = if plan.solved.is_some() { "PlanSolved" } else { "PlacementFound" };
                 self.set(conditions::PLANNED, true, reason, &what.join("; "));
                 if let Some(replan) = &plan.replan {

@@ -344,8 +344,8 @@ pub fn validate(job: &InferenceJob, found: &BTreeMap<String, Arc<InferenceModel>
     })
 }
 
-/// The earlier of both; counted from the job's creation, so that it does not move with every look.
-fn deadline(job: &InferenceJob, within_seconds: Option<i64>, by: Option<Timestamp>) -> Option<Timestamp> {
+/// When a job has to be complete: the earlier of both; counted from the job's creation, so that it does not move with every look.
+pub fn deadline(job: &InferenceJob, within_seconds: Option<i64>, by: Option<Timestamp>) -> Option<Timestamp> {
     let created = job.metadata.creation_timestamp.as_ref().map(|time| time.0);
     let within = within_seconds.zip(created).and_then(|(seconds, created)| {
         // Beyond the calendar means never.

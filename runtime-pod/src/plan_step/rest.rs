@@ -75,7 +75,7 @@ impl Left {
 /// What an assignment comes to.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Sums {
-    /// Sum of zeta e/E - (1 - zeta) a (x + y)/A.
+    /// Sum of zeta e/E - (1 - zeta) a (x + y)/A, and of what is charged over E.
     pub(super) objective: f64,
     /// Sum of the magnitudes of these.
     pub(super) magnitude: f64,
@@ -83,6 +83,24 @@ pub(super) struct Sums {
     pub(super) joules: f64,
     /// By candidate: seconds until its last slot is done; None where no request goes.
     pub(super) seconds: Vec<Option<f64>>,
+}
+
+/// What an assignment is weighed by.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Weights<'a> {
+    /// Of energy against accuracy.
+    pub(super) zeta: f64,
+    /// The job's own.
+    pub(super) normalisers: Normalisers,
+    /// By candidate: joules charged for a device-second.
+    pub(super) charges: &'a [f64],
+}
+
+impl Weights<'_> {
+    /// What a candidate's device-seconds are charged, in the objective's unit.
+    fn charged(&self, candidate: usize, seconds: f64) -> f64 {
+        over(self.charges[candidate] * seconds, self.normalisers.energy.0)
+    }
 }
 
 /// What nobody spends, or what all score 0 in, weighs nothing.
@@ -96,30 +114,35 @@ impl Sums {
         candidates: &[Candidate],
         requests: &[Tokens],
         placed: impl Fn(usize) -> usize,
-        (zeta, normalisers): (f64, Normalisers),
+        weights: &Weights<'_>,
     ) -> Self {
+        let Weights { zeta, normalisers, .. } = *weights;
         let mut sums = Self { objective: 0.0, magnitude: 0.0, joules: 0.0, seconds: vec![None; candidates.len()] };
         for (index, tokens) in requests.iter().enumerate() {
             let candidate = &candidates[placed(index)];
             let energy = candidate.energy.at(*tokens);
             let score = candidate.accuracy * (f64::from(tokens.input) + f64::from(tokens.output));
-            let cost = zeta * over(energy, normalisers.energy.0) - (1.0 - zeta) * over(score, normalisers.accuracy);
+            let runtime = candidate.runtime.at(*tokens);
+            let cost = zeta * over(energy, normalisers.energy.0) - (1.0 - zeta) * over(score, normalisers.accuracy)
+                + weights.charged(placed(index), runtime);
             sums.objective += cost;
             sums.magnitude += cost.abs();
             sums.joules += energy;
             let slots = f64::from(candidate.slots.unwrap_or(1).max(1));
-            *sums.seconds[placed(index)].get_or_insert(0.0) += candidate.runtime.at(*tokens) / slots;
+            *sums.seconds[placed(index)].get_or_insert(0.0) += runtime / slots;
         }
         sums
     }
 
     /// The same with the loading of each candidate that has a request.
-    pub(super) fn with_loading(mut self, candidates: &[Candidate], (zeta, normalisers): (f64, Normalisers)) -> Self {
-        for (seconds, candidate) in self.seconds.iter_mut().zip(candidates) {
+    pub(super) fn with_loading(mut self, candidates: &[Candidate], weights: &Weights<'_>) -> Self {
+        for (k, (seconds, candidate)) in self.seconds.iter_mut().zip(candidates).enumerate() {
             if let Some(seconds) = seconds {
+                let slots = f64::from(candidate.slots.unwrap_or(1).max(1));
                 *seconds += candidate.setup.time.0;
                 self.joules += candidate.setup.energy.0;
-                self.objective += zeta * over(candidate.setup.energy.0, normalisers.energy.0);
+                self.objective += weights.zeta * over(candidate.setup.energy.0, weights.normalisers.energy.0)
+                    + weights.charged(k, slots * candidate.setup.time.0);
             }
         }
         self
@@ -179,14 +202,20 @@ mod tests {
         let candidates = [candidate(10.0, 4.0, 2), candidate(4.0, 1.0, 1)];
         let requests = [Tokens { input: 3, output: 1 }; 4];
         let normalisers = Normalisers { energy: Joules(5.0), accuracy: 2.0 };
-        let of = |placed: [usize; 4], zeta| Sums::of(&candidates, &requests, |at| placed[at], (zeta, normalisers));
+        let free = |zeta| Weights { zeta, normalisers, charges: &[0.0, 0.0] };
+        let of = |placed: [usize; 4], zeta| Sums::of(&candidates, &requests, |at| placed[at], &free(zeta));
         let present = of([0, 0, 0, 1], 1.0);
         let mut loading = candidates.clone();
         loading[0].setup = Setup { energy: Joules(10.0), time: Seconds(3.0) };
-        let loaded = present.clone().with_loading(&loading, (1.0, normalisers));
+        let loaded = present.clone().with_loading(&loading, &free(1.0));
         assert_eq!((loaded.objective, loaded.joules, loaded.done()), (8.8, 44.0, 9.0));
         assert_eq!((present.objective, present.joules, present.done()), (6.8, 34.0, 6.0));
         assert_eq!(of([0, 0, 0, 1], 0.0).objective, -4.0);
+        // Twelve device-seconds on the first and one on the second; loading takes three on each of the first's two slots.
+        let charged = Weights { charges: &[1.0, 0.5], ..free(1.0) };
+        let dear = Sums::of(&candidates, &requests, |at| [0, 0, 0, 1][at], &charged);
+        assert_eq!((dear.objective, dear.joules, dear.done()), (6.8 + 12.5 / 5.0, 34.0, 6.0));
+        assert_eq!(dear.with_loading(&loading, &charged).objective, 6.8 + 12.5 / 5.0 + 2.0 + 6.0 / 5.0);
         let better = |objective| Sums { objective, ..present.clone() };
         let none = PlanLimits::default();
         assert!(present.gives_way_to(&better(6.8 - 0.35), &none, 0.05).is_ok());

@@ -3,16 +3,19 @@
 //! The solver sees one pair of token counts a request: those of the first suited model. Another model whose tokenizer
 //! counts differently has its cost scaled by the ratio of the totals, which is exact where all candidates share a
 //! tokenizer. Whatever is reported of energy and time is computed from each model's own counts.
+//!
+//! What other jobs charge for device time decides with the objective, and is in no figure of energy or time ([`beside`]).
 
 use super::PlanError;
+use super::beside::{self, Beside};
 use super::count::{Counted, Counts};
-use super::rest::Sums;
+use super::rest::{Sums, Weights};
 use joulecast_crds::plan_step::{
     CostTerms, OutputFractions, PlanCandidate, PlanFigures, PlanNormalisers, PlanSpec, PlannedCandidate, six_digits,
 };
 use joulecast_planner::cost::{Cost, Knot, Terms};
 use joulecast_planner::plan::{
-    self, Candidate, Limits, Normalisers, Outcome, Problem, ProblemError, Setup, Share, Workload,
+    self, Candidate, Limits, Normalisers, Outcome, Plan, Problem, ProblemError, Setup, Share, Workload,
 };
 use joulecast_planner::units::{Joules, Seconds, Tokens};
 
@@ -24,6 +27,8 @@ struct Priced<'a> {
     runtime: Cost,
     /// Loading the model, once for each slot.
     setup: Setup,
+    /// Device-seconds of all requests, without loading.
+    seconds: f64,
 }
 
 /// Plans. Besides the figures it gives for each request the place of its candidate among those that were given any, if
@@ -83,7 +88,9 @@ pub(super) fn solve(
         return Err(PlanError::NothingLeft);
     }
     let workload = Workload::new(&requests).map_err(ProblemError::from)?;
-    let plan = match plan::solve(&workload, &problem, None, stop)? {
+    let all: Vec<(&PlanCandidate, f64)> = priced.iter().map(|one| (one.spec, one.seconds)).collect();
+    let beside = Beside::of(&spec.classes, &all);
+    let plan = match plan::solve_beside(&workload, &problem, &beside.sharing(), None, stop)? {
         Outcome::Planned(plan) => plan,
         Outcome::Infeasible(reason) => return Err(PlanError::Infeasible(reason)),
         Outcome::Undecided { reason, .. } => return Err(PlanError::Undecided { reason }),
@@ -95,10 +102,10 @@ pub(super) fn solve(
         let of_request = |at: &u8| present.get(usize::from(*at)).copied().flatten();
         // Where a line can stay where it is at all.
         if let Some(present) = counts.present.iter().map(of_request).collect::<Option<Vec<usize>>>() {
-            let weights = (spec.zeta, plan.normalisers);
-            let stay = Sums::of(&candidates, &requests, |at| present[at], weights);
-            let go = Sums::of(&candidates, &requests, |at| usize::from(assigned[at]), weights);
-            let go = go.with_loading(&candidates, weights);
+            let weights = Weights { zeta: spec.zeta, normalisers: plan.normalisers, charges: &beside.charges };
+            let stay = Sums::of(&candidates, &requests, |at| present[at], &weights);
+            let go = Sums::of(&candidates, &requests, |at| usize::from(assigned[at]), &weights);
+            let go = go.with_loading(&candidates, &weights);
             stay.gives_way_to(&go, &spec.limits, rest.least_gain)?;
         }
     }
@@ -116,6 +123,9 @@ pub(super) fn solve(
         gap: plan.gap,
         normalisers: PlanNormalisers { energy: plan.normalisers.energy.0, accuracy: plan.normalisers.accuracy },
         accuracy: plan.accuracy,
+        charged_joules: six_digits(plan.charged * plan.normalisers.energy.0),
+        uncharged_joules: None,
+        classes: beside::classes(&beside.charges, &all, &plan),
         assignment_sha256: None,
         unsuited,
         read_milliseconds: 0,
@@ -126,10 +136,38 @@ pub(super) fn solve(
         let planned = own.to(one, |place| usize::from(assigned[place]) == k, &mut figures);
         figures.candidates[one.place] = PlannedCandidate { price: six_digits(plan.placements[k].price), ..planned };
     }
+    if beside.is_charged()
+        && let Some(free) = without_charges(&workload, &requests, &problem, &beside, stop)?
+    {
+        let mut joules = PlanFigures { joules: [0.0; 3], ..figures.clone() };
+        let mut moved: Vec<u64> = vec![];
+        for (k, one) in priced.iter().enumerate() {
+            let own = Given { counts: counts.of_model(one.spec.model), output: spec.models[one.spec.model].output };
+            moved.push(own.to(one, |place| usize::from(free[place]) == k, &mut joules).requests);
+        }
+        figures.uncharged_joules = Some(six_digits(joules.joules[1]));
+        beside::tell(&mut figures.classes, &all, &moved);
+    }
     for figure in figures.joules.iter_mut().chain(&mut figures.seconds) {
         *figure = six_digits(*figure);
     }
     Ok((figures, ranks(&assigned, priced.len(), spec.rest.is_some())))
+}
+
+/// Where requests would go if nothing were charged; nothing where that is not found in time.
+fn without_charges(
+    workload: &Workload,
+    requests: &[Tokens],
+    problem: &Problem<'_>,
+    beside: &Beside,
+    stop: &dyn Fn() -> bool,
+) -> Result<Option<Vec<u8>>, PlanError> {
+    let of = |plan: Box<Plan>| Ok(Some(plan.assign(workload, requests)?));
+    match plan::solve_beside(workload, problem, &beside.uncharged(), None, stop)? {
+        Outcome::Planned(plan) => of(plan),
+        // Within the same limits there is a plan; only the time may be over.
+        Outcome::Infeasible(_) | Outcome::Undecided { .. } => Ok(None),
+    }
 }
 
 /// The requests as one model sees them.
@@ -211,7 +249,7 @@ fn priced<'a>(place: usize, spec: &'a PlanSpec, counts: &Counts) -> Result<Price
     let load = counts.model_bytes[one.model] as f64 / spec.load_bytes_per_second;
     // Each slot's pod loads the model; they do so at the same time.
     let setup = Setup { energy: Joules(load * watts * slots(one)), time: Seconds(load) };
-    Ok(Priced { place, spec: one, energy, runtime, setup })
+    Ok(Priced { place, spec: one, energy, runtime, setup, seconds })
 }
 
 /// Slots that work at the same time.

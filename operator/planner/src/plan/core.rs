@@ -145,7 +145,8 @@ impl Core {
         let weighted = |k: usize| ground.candidates[k].accuracy * all[k].all.tokens() as f64;
         let cost = |k: usize| {
             let surcharges = surcharge[k] * all[k].all.count as f64;
-            ground.energy_weight() * all[k].energy - ground.accuracy_weight() * weighted(k) + surcharges
+            let charged = ground.rent[k] * all[k].runtime;
+            ground.energy_weight() * all[k].energy - ground.accuracy_weight() * weighted(k) + charged + surcharges
         };
         core.settled = priced.who.iter().map(|k| cost(*k)).sum();
         for same in listed.chunk_by(|a, b| a.0 == b.0) {

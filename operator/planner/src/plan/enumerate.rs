@@ -142,9 +142,9 @@ impl Search<'_> {
         true
     }
 
-    /// Enters a request in its rows; returns what they had left before. No candidate is in more than five rows.
-    fn take(&mut self, arc: usize) -> [f64; 5] {
-        let mut before = [0.0; 5];
+    /// Enters a request in its rows; returns what they had left before. No candidate is in more than six rows.
+    fn take(&mut self, arc: usize) -> [f64; 6] {
+        let mut before = [0.0; 6];
         for (i, (row, usage)) in self.core.uses(self.rows, arc).enumerate() {
             before[i] = self.left[row];
             self.left[row] -= usage;

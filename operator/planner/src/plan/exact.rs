@@ -198,7 +198,8 @@ impl Search<'_> {
         let gap = primal + self.setups_of(&counts) - bound;
         let proof = Proof::Exact { quantum: self.classes.scale.quantum };
         let (scale, gap) = (self.classes.scale, gap.max(0));
-        Ok(Some(Draft { assignment, prices, slack: scale.float(gap), proof, branched, loads }))
+        let second_prices = vec![0.0; loads.len()];
+        Ok(Some(Draft { assignment, prices, second_prices, slack: scale.float(gap), proof, branched, loads }))
     }
 
     fn assignment(&self, solved: &Solved, outlets: &[Outlet]) -> (Assignment, Vec<f64>, Vec<u64>) {

@@ -195,6 +195,10 @@ impl<'a> State<'a> {
         if !(primal.is_finite() && dual.is_finite()) || primal.max(dual) < 1e-8 {
             return false;
         }
+        // Where all is decided, multipliers reach 0 and directions are no numbers any more: the point before stands.
+        if !along.price.iter().chain(&along.x).all(|change| change.is_finite()) {
+            return false;
+        }
         let go =
             |values: &mut [f64], by: &[f64], step: f64| values.iter_mut().zip(by).for_each(|(v, d)| *v += step * d);
         go(&mut self.x, &along.x, primal);

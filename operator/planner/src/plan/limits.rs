@@ -164,9 +164,10 @@ impl Search<'_> {
         };
         let slack = (found.cost - floor).max(0.0);
         let slack = if slack <= 1e-13 * found.magnitude { 0.0 } else { slack };
-        let prices = self.candidate_prices(&found.prices);
+        let (prices, second_prices) = (self.candidate_prices(&found.prices), self.second_prices(&found.prices));
         let Found { assignment, loads, .. } = found;
-        Answer::Planned(Box::new(Draft { assignment, prices, slack, proof: Proof::Bound, branched, loads }))
+        let proof = Proof::Bound;
+        Answer::Planned(Box::new(Draft { assignment, prices, second_prices, slack, proof, branched, loads }))
     }
 
     /// Prices by candidate: per request where shares bind, else per device-second.
@@ -174,13 +175,21 @@ impl Search<'_> {
         use super::rows::Measure;
         let price = |k: usize| {
             let own = self.rows.of[k].iter().map(|row| match self.rows.list[*row].measure {
-                Measure::Seconds(_) if self.ground.limits.shares => 0.0,
-                Measure::Seconds(_) | Measure::Most(_) => prices[*row],
+                Measure::Seconds(_) | Measure::Together(_) if self.ground.limits.shares => 0.0,
+                Measure::Seconds(_) | Measure::Together(_) | Measure::Most(_) => prices[*row],
                 Measure::Least(_) => -prices[*row],
                 Measure::Energy | Measure::Accuracy => 0.0,
             });
             own.sum()
         };
+        (0..self.ground.len()).map(price).collect()
+    }
+
+    /// Prices of a device-second by candidate, whatever else binds.
+    fn second_prices(&self, prices: &[f64]) -> Vec<f64> {
+        use super::rows::Measure;
+        let is_time = |row: &usize| matches!(self.rows.list[*row].measure, Measure::Seconds(_) | Measure::Together(_));
+        let price = |k: usize| self.rows.of[k].iter().filter(|row| is_time(row)).map(|row| prices[*row]).sum();
         (0..self.ground.len()).map(price).collect()
     }
 
@@ -445,7 +454,8 @@ impl Stage<'_> {
         let weighted = |k: usize| ground.candidates[k].accuracy * loads[k].all.tokens() as f64;
         let cost = |k: usize| {
             let setup = if loads[k].all.count > 0 { ground.setup[k] } else { 0.0 };
-            ground.energy_weight() * loads[k].energy - ground.accuracy_weight() * weighted(k) + setup
+            let charged = ground.rent[k] * loads[k].runtime;
+            ground.energy_weight() * loads[k].energy - ground.accuracy_weight() * weighted(k) + charged + setup
         };
         let cost = (0..ground.len()).map(cost).sum();
         let magnitude = tally::magnitude(ground, &assignment) + ground.setup.iter().sum::<f64>();

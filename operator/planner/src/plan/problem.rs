@@ -1,5 +1,6 @@
 //! What is asked of the planner: candidates, the weight between energy and accuracy, and the limits to keep.
 
+use super::sharing::{Members, Sharing, slots};
 use super::surface::{Quadratic, Surface};
 use super::tally;
 use super::workload::{Workload, WorkloadError};
@@ -166,11 +167,24 @@ pub(crate) struct Ground<'a> {
     pub(crate) cost: Vec<Surface>,
     /// Objective a setup.
     pub(crate) setup: Vec<f64>,
+    /// Objective charged for a device-second, which is in `cost` and `setup`.
+    pub(crate) rent: Vec<f64>,
+    /// Device-seconds that are left to candidates.
+    pub(crate) pools: Vec<Members>,
     zeta: f64,
 }
 
 impl<'a> Ground<'a> {
     pub(crate) fn new(workload: &'a Workload, problem: &Problem<'a>) -> Result<Self, ProblemError> {
+        Self::shared(workload, problem, &Sharing::default())
+    }
+
+    /// The problem beside other plans.
+    pub(crate) fn shared(
+        workload: &'a Workload,
+        problem: &Problem<'a>,
+        sharing: &Sharing<'_>,
+    ) -> Result<Self, ProblemError> {
         let mut order: Vec<usize> = (0..problem.candidates.len()).collect();
         order.sort_by(|a, b| problem.candidates[*a].name.cmp(&problem.candidates[*b].name));
         let candidates: Vec<&Candidate> = order.iter().map(|k| &problem.candidates[*k]).collect();
@@ -190,6 +204,9 @@ impl<'a> Ground<'a> {
             Some(given) => given,
             None => means(workload, &energy, &candidates)?,
         };
+        let (charges, pools) = sharing.ordered(&order, &candidates)?;
+        let mean = normalisers.energy.0;
+        let rent = charges.iter().map(|charge| if mean == 0.0 { 0.0 } else { charge / mean }).collect();
         let mut ground = Self {
             workload,
             limits: problem.limits,
@@ -199,17 +216,30 @@ impl<'a> Ground<'a> {
             runtime,
             cost: vec![],
             setup: vec![],
+            rent,
+            pools,
             zeta: problem.zeta,
             candidates,
         };
         ground.cost = (0..ground.candidates.len())
             .map(|k| {
                 let accuracy = ground.accuracy_weight() * ground.candidates[k].accuracy;
-                let credit = Surface::flat(Quadratic([0.0, -accuracy, 0.0, -accuracy, 0.0, 0.0]));
-                ground.energy[k].blend(ground.energy_weight(), &credit, 1.0)
+                let credit = Quadratic([0.0, -accuracy, 0.0, -accuracy, 0.0, 0.0]);
+                if ground.rent[k] > 0.0 {
+                    return ground.energy[k]
+                        .blend(ground.energy_weight(), &ground.runtime[k], ground.rent[k])
+                        .raised(&credit);
+                }
+                ground.energy[k].blend(ground.energy_weight(), &Surface::flat(credit), 1.0)
             })
             .collect();
-        ground.setup = ground.candidates.iter().map(|c| ground.energy_weight() * c.setup.energy.0).collect();
+        ground.setup = (0..ground.candidates.len())
+            .map(|k| {
+                let candidate = ground.candidates[k];
+                let charged = ground.rent[k] * slots(candidate) * candidate.setup.time.0;
+                ground.energy_weight() * candidate.setup.energy.0 + charged
+            })
+            .collect();
         Ok(ground)
     }
 

@@ -122,9 +122,9 @@ impl<'a> Repair<'a> {
         })
     }
 
-    /// What a move takes from each row, at most five rows on either side.
-    fn takes(&self, step: Move) -> ([(usize, f64); 10], usize) {
-        let (mut takes, mut len) = ([(0, 0.0); 10], 0);
+    /// What a move takes from each row, at most six rows on either side.
+    fn takes(&self, step: Move) -> ([(usize, f64); 12], usize) {
+        let (mut takes, mut len) = ([(0, 0.0); 12], 0);
         for (arc, sign) in [(step.from, -1.0), (step.to, 1.0)] {
             for (row, usage) in self.core.uses(self.rows, arc) {
                 match takes[..len].iter().position(|(r, _)| *r == row) {

@@ -3,10 +3,11 @@
 
 use super::band;
 use super::classes::{magnitude, rounding};
-use super::contest::Contest;
+use super::contest::{Contest, bits};
 use super::exact;
 use super::moments::Moments;
 use super::problem::Ground;
+use super::sharing::slots;
 use super::surface::{Quadratic, Surface};
 use super::tally::{Load, Split};
 use super::workload::{Node, Visit, Workload};
@@ -22,6 +23,8 @@ pub(crate) enum Measure {
     Least(usize),
     /// Device-seconds of one candidate.
     Seconds(usize),
+    /// Device-seconds of several candidates, one bit each, with the setups of all their slots.
+    Together(u64),
     /// Joules of all.
     Energy,
     /// Minus accuracy times tokens of all.
@@ -74,10 +77,17 @@ impl Rows {
                 let spare = (slots * deadline.0 - (slots - 1.0) * candidate.setup.time.0).max(0.0);
                 (spare, format!("completion within {} s on {slots} slots of {name:?}", deadline.0))
             });
-            let tighter = [budget, deadline].into_iter().flatten().min_by(|a, b| a.0.total_cmp(&b.0));
+            let left = ground.pools.iter().filter(|pool| pool.only() == Some(k)).map(|pool| {
+                let spare = pool.seconds - (slots(candidate) - 1.0) * candidate.setup.time.0;
+                (spare.max(0.0), pool.title.clone())
+            });
+            let tighter = [budget, deadline].into_iter().flatten().chain(left).min_by(|a, b| a.0.total_cmp(&b.0));
             if let Some((limit, title)) = tighter {
                 rows.add(Measure::Seconds(k), limit, title);
             }
+        }
+        for pool in ground.pools.iter().filter(|pool| pool.only().is_none()) {
+            rows.add(Measure::Together(pool.bits), pool.seconds, pool.title.clone());
         }
         if let Some(energy) = limits.energy {
             rows.add(Measure::Energy, energy.0, format!("the energy limit ({} J)", energy.0));
@@ -126,6 +136,7 @@ impl Measure {
     pub(crate) fn concerns(self, k: usize) -> bool {
         match self {
             Self::Most(of) | Self::Least(of) | Self::Seconds(of) => of == k,
+            Self::Together(of) => of >> k & 1 == 1,
             Self::Energy | Self::Accuracy => true,
         }
     }
@@ -140,7 +151,7 @@ impl Measure {
         match self {
             Self::Most(_) => 1.0,
             Self::Least(_) => -1.0,
-            Self::Seconds(_) => ground.runtime[k].at(x, y),
+            Self::Seconds(_) | Self::Together(_) => ground.runtime[k].at(x, y),
             Self::Energy => ground.energy[k].at(x, y),
             Self::Accuracy => -ground.candidates[k].accuracy * (x + y),
         }
@@ -152,6 +163,7 @@ impl Measure {
             Self::Most(k) => loads[k].all.count as f64,
             Self::Least(k) => -(loads[k].all.count as f64),
             Self::Seconds(k) => loads[k].runtime,
+            Self::Together(of) => bits(of).map(|k| loads[k].runtime).sum(),
             Self::Energy => loads.iter().map(|load| load.energy).sum(),
             Self::Accuracy => {
                 let weighted = loads.iter().zip(&ground.candidates);
@@ -164,6 +176,7 @@ impl Measure {
     pub(crate) fn of_setup(self, ground: &Ground<'_>, k: usize) -> f64 {
         match self {
             Self::Seconds(of) if of == k => ground.candidates[k].setup.time.0,
+            Self::Together(_) if self.concerns(k) => slots(ground.candidates[k]) * ground.candidates[k].setup.time.0,
             Self::Energy => ground.candidates[k].setup.energy.0,
             _ => 0.0,
         }
@@ -194,14 +207,14 @@ impl Priced {
             .iter()
             .map(|&k| {
                 let accuracy = ground.candidates[k].accuracy;
-                let (mut energy, mut seconds) = (own * ground.energy_weight(), 0.0);
+                let (mut energy, mut seconds) = (own * ground.energy_weight(), own * ground.rent[k]);
                 let mut constant = surcharge.map_or(0.0, |s| s[k]);
                 let mut per_token = -own * ground.accuracy_weight() * accuracy;
                 for &row in &rows.of[k] {
                     match rows.list[row].measure {
                         Measure::Most(_) => constant += prices[row],
                         Measure::Least(_) => constant -= prices[row],
-                        Measure::Seconds(_) => seconds += prices[row],
+                        Measure::Seconds(_) | Measure::Together(_) => seconds += prices[row],
                         Measure::Energy => energy += prices[row],
                         Measure::Accuracy => per_token -= prices[row] * accuracy,
                     }

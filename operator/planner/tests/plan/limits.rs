@@ -1,17 +1,29 @@
 //! Budgets, energy, accuracy, shares and setups together, against every possible assignment.
 
 use crate::cases::{Case, case};
-use joulecast_planner::plan::{Limits, Outcome, Problem, Workload, solve};
+use joulecast_planner::plan::{Limits, Outcome, Problem, Sharing, Workload, solve};
 use joulecast_planner::units::{Joules, Seconds};
 use proptest::prelude::*;
 
 /// An assignment's sums, by the definitions.
-struct Sums {
-    cost: f64,
-    kept: bool,
+pub(crate) struct Sums {
+    pub(crate) cost: f64,
+    pub(crate) kept: bool,
+    /// What of the cost is charged.
+    pub(crate) charged: f64,
 }
 
 fn sums(case: &Case, limits: &Limits, assigned: &[usize], means: (f64, f64)) -> Sums {
+    sums_beside(case, limits, &Sharing::default(), assigned, means)
+}
+
+pub(crate) fn sums_beside(
+    case: &Case,
+    limits: &Limits,
+    sharing: &Sharing<'_>,
+    assigned: &[usize],
+    means: (f64, f64),
+) -> Sums {
     let m = case.candidates.len();
     let (mut counts, mut seconds) = (vec![0u64; m], vec![0.0; m]);
     let (mut energy, mut weighted, mut all) = (0.0, 0.0, 0.0);
@@ -31,6 +43,12 @@ fn sums(case: &Case, limits: &Limits, assigned: &[usize], means: (f64, f64)) -> 
     }
     let over = |value: f64, mean: f64| if mean == 0.0 { 0.0 } else { value / mean };
     let within = |value: f64, limit: f64| value <= limit + 1e-11 * limit.abs();
+    // Of what is shared, every slot's setup is taken.
+    let taken = |k: usize| {
+        let more = f64::from(case.candidates[k].slots.unwrap_or(1)) - 1.0;
+        if counts[k] > 0 { seconds[k] + more * case.candidates[k].setup.time.0 } else { 0.0 }
+    };
+    let charged: f64 = sharing.charges.iter().enumerate().map(|(k, charge)| over(charge * taken(k), means.0)).sum();
     let q = case.requests.len() as f64;
     let kept = case.candidates.iter().enumerate().all(|(k, c)| {
         let share = c.share.filter(|_| limits.shares);
@@ -50,12 +68,13 @@ fn sums(case: &Case, limits: &Limits, assigned: &[usize], means: (f64, f64)) -> 
     let kept = kept
         && (0..m).all(in_time)
         && limits.energy.is_none_or(|e| within(energy + setup, e.0))
-        && limits.accuracy.is_none_or(|a| within(-weighted, -a * all));
-    let cost = case.zeta * over(energy + setup, means.0) - (1.0 - case.zeta) * over(weighted, means.1);
-    Sums { cost, kept }
+        && limits.accuracy.is_none_or(|a| within(-weighted, -a * all))
+        && sharing.pools.iter().all(|pool| within(pool.members.iter().map(|k| taken(*k)).sum(), pool.seconds.0));
+    let cost = case.zeta * over(energy + setup, means.0) - (1.0 - case.zeta) * over(weighted, means.1) + charged;
+    Sums { cost, kept, charged }
 }
 
-fn means(case: &Case) -> (f64, f64) {
+pub(crate) fn means(case: &Case) -> (f64, f64) {
     let pairs = (case.requests.len() * case.candidates.len()) as f64;
     let over = |of: &dyn Fn(usize, usize) -> f64| -> f64 {
         let all = (0..case.requests.len()).flat_map(|i| (0..case.candidates.len()).map(move |k| (i, k)));
@@ -76,7 +95,7 @@ fn best_of_all(case: &Case, limits: &Limits) -> Option<f64> {
 }
 
 /// Limits that sometimes bind and sometimes cannot be kept: fractions of what all requests would use.
-fn limited() -> impl Strategy<Value = (Case, Limits)> {
+pub(crate) fn limited() -> impl Strategy<Value = (Case, Limits)> {
     let part = || prop::option::weighted(0.8, 0.0..0.9f64);
     let parts = (
         prop::collection::vec(part(), 4),

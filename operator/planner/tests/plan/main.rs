@@ -4,3 +4,4 @@ mod cases;
 mod limits;
 mod medium;
 mod shares;
+mod sharing;

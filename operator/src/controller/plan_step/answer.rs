@@ -1,9 +1,10 @@
 //! From a plan pod's answer to the plan in the job's status.
 
+use super::shared;
 use crate::controller::account::three_digits;
 use crate::controller::decide;
 use joulecast_crds::inference_job::{ChosenConfiguration, LeftOutCandidate, Plan, PredictionBasis};
-use joulecast_crds::plan_step::{PlanCandidate, PlanFigures, PlanReport, PlanSpec, PlannedCandidate};
+use joulecast_crds::plan_step::{PlanCandidate, PlanClass, PlanFigures, PlanReport, PlanSpec, PlannedCandidate};
 use joulecast_crds::planned::{PlannedShare, SolvedPlan};
 use joulecast_crds::run_spec::VERSION;
 
@@ -65,7 +66,12 @@ fn check(figures: &PlanFigures, spec: &PlanSpec) -> Result<(), String> {
         .candidates
         .iter()
         .flat_map(|one| [one.joules, one.seconds, one.price, one.alone_joules, one.alone_seconds]);
-    let all = of_candidates.chain(figures.joules).chain(figures.seconds).chain([figures.objective, figures.gap]);
+    let charged = figures.classes.iter().map(|one| one.joules_per_second).chain(figures.uncharged_joules);
+    let all = of_candidates
+        .chain(figures.joules)
+        .chain(figures.seconds)
+        .chain([figures.objective, figures.gap, figures.charged_joules])
+        .chain(charged);
     if let Some(figure) = all.into_iter().find(|figure| !figure.is_finite()) {
         return Err(format!("one of its figures is {figure}"));
     }
@@ -79,10 +85,31 @@ fn check(figures: &PlanFigures, spec: &PlanSpec) -> Result<(), String> {
     if used > 1 && spec.assignment_path.is_some() && figures.assignment_sha256.is_none() {
         return Err("several candidates have requests, and no assignment was written".to_owned());
     }
+    for class in &spec.classes {
+        within_what_is_left(figures, spec, class)?;
+    }
     if let Some(limit) = spec.limits.energy_joules
         && figures.joules[1] > limit * (1.0 + 1e-4)
     {
         return Err(format!("it takes {} J where {limit} J were allowed", figures.joules[1]));
+    }
+    Ok(())
+}
+
+/// By how much the seconds of a model may be off whose tokenizer counts otherwise than that which was solved with.
+const TOKENIZERS: f64 = 0.01;
+
+/// No more of a class may be planned with than other jobs leave of it.
+fn within_what_is_left(figures: &PlanFigures, spec: &PlanSpec, class: &PlanClass) -> Result<(), String> {
+    let name = class.device_class;
+    let own = spec.candidates.iter().zip(&figures.candidates);
+    let own = own.filter(|(one, given)| one.configuration.device_class == name && given.requests > 0);
+    let seconds: Vec<f64> = own.map(|(_, given)| given.seconds).collect();
+    let most = seconds.iter().copied().fold(0.0, f64::max);
+    for (takes, left) in [(most, class.configuration_seconds), (seconds.iter().sum(), class.class_seconds)] {
+        if let Some(left) = left.filter(|left| takes > left * (1.0 + TOKENIZERS)) {
+            return Err(format!("it takes {takes} device-seconds of class {name} where other jobs leave {left}"));
+        }
     }
     Ok(())
 }
@@ -109,6 +136,7 @@ pub fn plan(spec: &PlanSpec, figures: &PlanFigures, without: Vec<LeftOutCandidat
         rest: None,
         replan: None,
         device_classes: None,
+        classes: shared::classes(spec, figures),
         left_out,
         further_left_out: vec![],
         basis: "Modelled".into(),
@@ -183,12 +211,28 @@ fn left_out_by_cost(
     let more = (given.alone_joules - figures.candidates.iter().map(|c| c.joules).sum::<f64>()) / requests;
     let alone = format!("all requests on it: {} J, {} s", joules(given.alone_joules), joules(given.alone_seconds));
     let late = spec.limits.deadline_seconds.map(|limit| given.alone_seconds / f64::from(one.slots.max(1)) - limit);
+    // As the plan pod charged it; all requests together are charged exactly.
+    let class = spec.classes.iter().find(|class| class.device_class == one.configuration.device_class);
+    let charge = class.map_or(0.0, |class| class.charge(one.slots, given.alone_seconds));
+    let charged = charge * given.alone_seconds / requests;
     let reason = if unsuited {
         "its model cannot read some of the prompts (no chat template, or too short a context), another's can".to_owned()
     } else if let Some(late) = late.filter(|late| *late > 0.0) {
         format!("would miss the deadline by {} s if it ran alone; {alone}", joules(late))
+    } else if more > 0.0 && charged > 0.0 {
+        let charged = joules(charged);
+        format!(
+            "costs {} J more per request than what was chosen, and {charged} J more are charged for its nodes; {alone}",
+            joules(more)
+        )
     } else if more > 0.0 {
         format!("costs {} J more per request than what was chosen; {alone}", joules(more))
+    } else if -more < charged {
+        let charged = joules(charged);
+        format!(
+            "saves {} J per request, but {charged} J per request are charged for its nodes, which other jobs need; {alone}",
+            joules(-more)
+        )
     } else {
         format!(
             "saves {} J per request, but its accuracy of {} weighs more at zeta {}; {alone}",
@@ -227,7 +271,9 @@ fn solved(figures: &PlanFigures) -> SolvedPlan {
         milliseconds_low: early,
         milliseconds_high: late,
         accuracy: figures.accuracy.map(number),
-        objective: number(figures.objective),
+        objective: number(figures.objective - charged_cost(figures)),
+        charged_millijoules: thousandths(figures.charged_joules),
+        uncharged_energy_millijoules: figures.uncharged_joules.map(thousandths),
         gap: number(figures.gap),
         mean_joules: exact(figures.normalisers.energy),
         mean_accuracy_tokens: exact(figures.normalisers.accuracy),
@@ -237,12 +283,18 @@ fn solved(figures: &PlanFigures) -> SolvedPlan {
     }
 }
 
-fn joules(value: f64) -> String {
+/// What of the objective is charged; the status tells it apart.
+fn charged_cost(figures: &PlanFigures) -> f64 {
+    // Where no joule is spent nothing is charged.
+    if figures.charged_joules > 0.0 { figures.charged_joules / figures.normalisers.energy } else { 0.0 }
+}
+
+pub(super) fn joules(value: f64) -> String {
     three_digits(value.max(0.0))
 }
 
 /// Six digits, for people.
-fn number(value: f64) -> String {
+pub(super) fn number(value: f64) -> String {
     joulecast_crds::plan_step::six_digits(value).to_string().chars().take(32).collect()
 }
 
@@ -256,6 +308,6 @@ fn signed(value: u64) -> i64 {
 }
 
 /// Joules to millijoules, seconds to milliseconds; saturating.
-fn thousandths(value: f64) -> i64 {
+pub(super) fn thousandths(value: f64) -> i64 {
     (value * 1000.0).round() as i64
 }

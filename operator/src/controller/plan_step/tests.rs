@@ -1,7 +1,9 @@
 use super::*;
 use crate::controller::build::{Prepared, build};
 use crate::controller::decide::{ChildAction, Decision, Planning, decide};
+use crate::controller::neighbours::Neighbour;
 use crate::controller::samples::{self, SnapshotBuilder};
+use crate::controller::slots::Room;
 use crate::controller::validate::validate;
 use crate::energy_model::samples::energy_model;
 use joulecast_crds::inference_job::ShareBound;
@@ -81,6 +83,9 @@ fn figures(spec: &PlanSpec, requests: &[u64]) -> String {
         accuracy: Some(0.41),
         assignment_sha256: (requests.iter().filter(|n| **n > 0).count() > 1).then(|| "a".repeat(64)),
         unsuited: vec![],
+        charged_joules: 0.0,
+        uncharged_joules: None,
+        classes: vec![],
         read_milliseconds: 5,
         solve_milliseconds: 1,
     };
@@ -253,4 +258,85 @@ fn limits_are_asked_for_and_need_predictions() {
     let mut late = predicted(limited().build());
     late.now = late.now.checked_add(std::time::Duration::from_secs(61)).unwrap();
     assert!(matches!(decided(&late).0.planning, Planning::Refused { reason, .. } if reason == "DeadlineExceeded"));
+}
+
+/// A pod of another job on the one node, which takes so many, for so long.
+fn beside(mut snapshot: Snapshot, slots: u32, seconds: i64) -> Snapshot {
+    let other: joulecast_crds::InferenceJob = serde_json::from_value(json!({
+        "apiVersion": "joulecast.dev/v1alpha1", "kind": "InferenceJob", "metadata": {"name": "o", "namespace": "elsewhere", "uid": "o"},
+        "spec": samples::job().spec,
+        "status": {"startTime": samples::now(), "plan": {"epoch": 1, "basis": "Modelled", "chosen": [{"model": "m", "format": "safetensors",
+            "artifactIndex": 0, "engine": "candle", "provider": "cpu", "deviceClass": "cpu", "reason": "r", "planned": {"requests": 1,
+            "shareMillis": 1000, "tokensIn": 1, "tokensOut": 1, "energyMillijoules": 1, "deviceMilliseconds": seconds * 1000}}]}},
+    }))
+    .unwrap();
+    snapshot.neighbours = vec![Neighbour::of(&other, &Default::default(), samples::now()).unwrap()];
+    let room = [("cpu", f64::from(slots)), ("memory", 1e12)].map(|(name, amount)| (name.to_owned(), amount));
+    snapshot.rooms = vec![Room { device_class: joulecast_crds::DeviceClass::Cpu, allocatable: room.into() }];
+    snapshot
+}
+
+#[test]
+fn an_answer_that_takes_more_than_others_leave_is_not_believed() {
+    let by = samples::now().checked_add(std::time::Duration::from_secs(60)).unwrap();
+    let limited = || predicted(builder().spec(|spec| spec.constraints.complete_by = Some(Time(by))).build());
+    // The answer takes 60 s and 40 s of device time on two candidates of the class.
+    let told = |slots, seconds| match decided(&after(beside(limited(), slots, seconds), &[60, 40])).0.planning {
+        Planning::Refused { message, .. } => message,
+        Planning::Found(_) => "planned".to_owned(),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(told(3, 10), "planned");
+    assert_eq!(told(2, 20), "planned", "100 s are left in all, and 60 s to each");
+    assert!(
+        told(2, 21).ends_with("it takes 100 device-seconds of class cpu where other jobs leave 99"),
+        "{}",
+        told(2, 21)
+    );
+    assert!(
+        told(1, 1).ends_with("it takes 60 device-seconds of class cpu where other jobs leave 59"),
+        "{}",
+        told(1, 1)
+    );
+}
+
+#[test]
+fn the_question_is_put_once_whatever_others_leave() {
+    let mut snapshot = beside(predicted(builder().build()), 1, 100);
+    let (_, prepared) = decided(&snapshot);
+    let facts = asked(&prepared, &json!({"running": {}}));
+    assert_eq!(facts.spec.as_ref().unwrap().classes[0].taken, 1);
+    snapshot.plans = vec![facts];
+    snapshot.neighbours.clear();
+    assert!(decided(&snapshot).1.plan.is_none(), "what is asked is not outdated by a neighbour that is done");
+}
+
+#[test]
+fn a_candidate_that_charges_keep_away_says_so() {
+    let snapshot = predicted(builder().build());
+    let (_, prepared) = decided(&snapshot);
+    let mut spec = asked(&prepared, &json!({"running": {}})).spec.unwrap();
+    let price = joulecast_crds::plan_step::PlanPrice { joules_per_second: 8.0, seconds: 1e6 };
+    spec.classes = vec![joulecast_crds::plan_step::PlanClass {
+        device_class: joulecast_crds::DeviceClass::Cpu,
+        slots: Some(1),
+        taken: 1,
+        asking: 1,
+        free_in_seconds: 0.0,
+        prices: vec![price],
+        configuration_seconds: None,
+        class_seconds: None,
+    }];
+    // It would take 200 J, what was chosen takes 300; its 90 s are charged 8 J each.
+    let report: PlanReport = serde_json::from_str(&figures(&spec, &[0, 100])).unwrap();
+    let mut figures = report.plan.unwrap();
+    figures.candidates[1].joules = 300.0;
+    let plan = answer::plan(&spec, &figures, vec![]);
+    let reason = &plan.left_out[0].reason;
+    let expected = "saves 1.00 J per request, but 7.20 J per request are charged for its nodes, which other jobs need";
+    assert!(reason.starts_with(expected), "{reason}");
+    figures.candidates[1].joules = 150.0;
+    let reason = answer::plan(&spec, &figures, vec![]).left_out[0].reason.clone();
+    let expected = "costs 0.500 J more per request than what was chosen, and 7.20 J more are charged for its nodes";
+    assert!(reason.starts_with(expected), "{reason}");
 }

@@ -267,6 +267,9 @@ fn answer(snapshot: &mut Snapshot, with: Result<(&[u64], u64), (&str, &str)>) ->
         accuracy: None,
         assignment_sha256: Some("b".repeat(64)),
         unsuited: vec![],
+        charged_joules: 0.0,
+        uncharged_joules: None,
+        classes: vec![],
         read_milliseconds: 1,
         solve_milliseconds: 1,
     });
