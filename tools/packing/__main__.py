@@ -11,13 +11,14 @@ import numpy as np
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from . import check, decoder, gguf_file, manifest, onnx_graph, openvino_ir
+from . import check, decoder, gguf_file, manifest, onnx_graph, openvino_ir, torchscript
 from .decoder import NotPacked
 
 # What a runtime reads beside the weights.
 COMPANIONS = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
               "special_tokens_map.json"]
-KINDS = {"onnx": ("f32", "int8", "int4"), "gguf": tuple(gguf_file.TYPES), "openvino": openvino_ir.DTYPES}
+KINDS = {"onnx": ("f32", "int8", "int4"), "gguf": tuple(gguf_file.TYPES), "openvino": openvino_ir.DTYPES,
+         "torchscript": tuple(torchscript.DTYPES)}
 ROWS, LENGTH = 8, 96  # segments of the text on which quality is measured
 
 
@@ -47,6 +48,9 @@ def main():
         elif kind == "openvino":
             openvino_ir.write(neutral, dtype, directory)
             artifact = lambda rows, length: openvino_ir.OpenVinoModel(directory, neutral, rows)
+        elif kind == "torchscript":
+            torchscript.write(neutral, dtype, directory)
+            artifact = lambda rows, length: torchscript.TorchScriptModel(directory, neutral, dtype, rows, length)
         else:
             gguf_file.write(neutral, model.config, dtype, str(directory / "model.gguf"))
         entry = {"format": kind, "dtype": dtype, "directory": directory.name}
@@ -87,7 +91,7 @@ def arguments():
     parser.add_argument("--claim", default="models", help="PersistentVolumeClaim that the artifacts will lie on")
     parser.add_argument("--prefix", default="", help="directory on that volume")
     parser.add_argument("--accuracy", type=accuracy, metavar="SCORE=SOURCE", help="accuracy score and where it comes from")
-    parser.add_argument("--text", metavar="FILE", help="a text of the model's own kind: perplexity and top-1 agreement of rounded ONNX and OpenVINO artifacts are measured on it")
+    parser.add_argument("--text", metavar="FILE", help="a text of the model's own kind: perplexity and top-1 agreement of rounded artifacts (but GGUF) are measured on it")
     parser.add_argument("--inline", action="store_true", help="weights inside model.onnx (for small models; a file may have 2 GB)")
     return parser.parse_args()
 
