@@ -161,6 +161,8 @@ def rotary_tables(d):
 def write(d, dtype, directory):
     """Writes model.pt and joulecast.json. Weights, activations and cache are of one type; norms and softmax compute in float32."""
     step = Step(d).eval().to(DTYPES[dtype])
+    if d.tied:
+        step.output.weight = step.embedding  # conversion has made two of it
     # Inputs of different sizes, so that no size is taken for a constant.
     cache = [torch.zeros(2, d.kv_heads, 8, d.head_dim, dtype=DTYPES[dtype]) for _ in range(2 * len(d.blocks))]
     with torch.no_grad(), warnings.catch_warnings():
