@@ -22,6 +22,7 @@ OURS = {
     "candle q4_0": ("candle", "smollm2", ["--dtype", "q4_0"]),
     "onnx f32": ("onnx", "packs/onnx-f32", []),
     "onnx int8": ("onnx", "packs/onnx-int8", []),
+    "onnx int4": ("onnx", "packs/onnx-int4", []),
     "openvino f32": ("openvino", "packs/openvino-f32", []),
 }
 # llama.cpp itself, where the runtime was built with it (make engine-llamacpp).

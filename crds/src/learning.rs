@@ -39,6 +39,9 @@ pub struct RequestSums {
     pub requests: u64,
     /// Sum of their input tokens, x.
     pub tokens_in: u64,
+    /// How many of these were not computed but taken over from a request that begins with the same tokens.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub tokens_in_cached: u64,
     /// Sum of their output tokens, y.
     pub tokens_out: u64,
     /// Sum of x^2.
@@ -147,4 +150,8 @@ pub struct Assessment {
     /// Measured over predicted device time as a decimal string.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub runtime_residual: Option<Decimal>,
+}
+
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }

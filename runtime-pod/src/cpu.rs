@@ -4,6 +4,7 @@
 //! to stream weights and to use each one for all rows of a batch. Results do not depend on the number of rows:
 //! each output is summed in an order of its own that neither batch neighbours nor threads change.
 
+pub mod activation;
 pub mod attention;
 pub mod linear;
 pub mod norm;

@@ -6,12 +6,14 @@
 
 #[cfg(feature = "openvino")]
 mod appended;
+pub mod architecture;
 #[cfg(feature = "candle")]
 mod candle;
 pub mod config;
 #[cfg(any(feature = "openvino", feature = "torch"))]
 mod described;
 pub mod gguf;
+pub mod layout;
 #[cfg(feature = "llamacpp")]
 mod llamacpp;
 #[cfg(feature = "onnx")]
@@ -414,6 +416,13 @@ pub trait Engine: Send {
     /// Appends one token to each slot named (each slot once at most) and writes the logits after it,
     /// row by row in the order of `batch`: `logits` has length `batch.len() * vocab_size`.
     fn decode(&mut self, batch: &[SlotToken], logits: &mut [f32]) -> Result<(), EngineError>;
+
+    /// Makes `to` hold the first `tokens` tokens of `from`, which holds at least so many, and nothing else: what two prompts begin
+    /// with is computed once. Both may be the same slot, which then forgets what follows. `false`: this engine cannot, and
+    /// nothing has changed.
+    fn copy_prefix(&mut self, _from: usize, _to: usize, _tokens: usize) -> Result<bool, EngineError> {
+        Ok(false)
+    }
 
     /// Empties a slot.
     fn release(&mut self, slot: usize);

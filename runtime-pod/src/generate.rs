@@ -2,6 +2,7 @@
 //!
 //! It pulls requests one by one, keeps at most as many as the engine has slots, and hands each result
 //! out as soon as it is finished, so that its memory does not grow with the number of requests.
+//! What a prompt begins with is taken over from a sequence in flight, or one that has just left, that begins likewise.
 //! It reads no clock and no file: time, requests and results pass through [`Workload`].
 
 mod batch;
@@ -65,8 +66,10 @@ pub struct Summary {
     pub failed: u64,
     /// Ids of requests that a stop left unfinished; at most as many as there are slots.
     pub unfinished: Vec<u64>,
-    /// Prompt tokens that the engine took in, unfinished and failed requests included.
+    /// Prompt tokens that the engine computed, unfinished and failed requests included.
     pub prompt_tokens: u64,
+    /// Prompt tokens that were taken over from another sequence, unfinished and failed requests included.
+    pub cached_tokens: u64,
     /// Tokens that were generated, unfinished and failed requests included.
     pub output_tokens: u64,
     /// Busy time of the engine in prefill.
@@ -100,17 +103,24 @@ pub trait Detokenizer {
 pub struct Generator<'a> {
     engine: &'a mut dyn Engine,
     detokenizer: &'a dyn Detokenizer,
+    shares: bool,
 }
 
 impl<'a> Generator<'a> {
     /// A loop over `engine`, whose slots must be empty; they are empty again after each run.
     pub fn new(engine: &'a mut dyn Engine, detokenizer: &'a dyn Detokenizer) -> Self {
-        Self { engine, detokenizer }
+        Self { engine, detokenizer, shares: true }
+    }
+
+    /// Computes every prompt whole, whatever others begin with: for measurements.
+    #[must_use]
+    pub fn without_sharing(self) -> Self {
+        Self { shares: false, ..self }
     }
 
     /// Works until the requests are used up, the workload says stop, or the engine fails.
     /// A request that cannot be run goes to [`Workload::failed`], and the run goes on.
     pub fn run(&mut self, workload: &mut dyn Workload) -> Result<Summary, RunError> {
-        batch::Batch::new(self.engine, self.detokenizer, workload).run()
+        batch::Batch::new(self.engine, self.detokenizer, workload, self.shares).run()
     }
 }

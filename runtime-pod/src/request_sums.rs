@@ -46,9 +46,10 @@ impl Summed {
         Ok(Self { form, sums: TermSums::default(), predicted: 0.0 })
     }
 
-    fn add(&mut self, x: f64, y: f64, batch: f64) {
-        self.sums.merge(&self.form.sums([(x, y)], batch));
-        self.predicted += self.form.cost(batch).at_point(x, y);
+    fn add(&mut self, x: f64, y: f64, ready: f64, batch: f64) {
+        let sums = self.form.sums_after([(x, y, ready)], batch);
+        self.predicted += self.form.total(&sums);
+        self.sums.merge(&sums);
     }
 
     fn finish(&self) -> QuantitySums {
@@ -89,13 +90,15 @@ impl RequestTally {
         Ok(Self { batch: batch as f64, forecast: forecast.map(read).transpose()?, ..Self::default() })
     }
 
-    /// Takes a completed request with its share of the energy, if there was a reading, and of the device's time.
-    pub fn add(&mut self, tokens_in: u64, tokens_out: u64, energy: Option<Microjoules>, device: Duration) {
+    /// Takes a completed request with its share of the energy, if there was a reading, and of the device's time. The first
+    /// `cached` tokens of its input were taken over from another request: predictions are for what was computed.
+    pub fn add(&mut self, tokens_in: u64, cached: u64, tokens_out: u64, energy: Option<Microjoules>, device: Duration) {
         let Self { sums, unread, batch, forecast, .. } = self;
         let product = |a: u64, b: u64| a.saturating_mul(b);
         sums.requests += 1;
         for (sum, value) in [
             (&mut sums.tokens_in, tokens_in),
+            (&mut sums.tokens_in_cached, cached),
             (&mut sums.tokens_out, tokens_out),
             (&mut sums.tokens_in_squared, product(tokens_in, tokens_in)),
             (&mut sums.tokens_in_times_out, product(tokens_in, tokens_out)),
@@ -121,7 +124,7 @@ impl RequestTally {
                 sums.extrapolated += 1;
             }
             for summed in [energy, runtime].into_iter().flatten() {
-                summed.add(tokens_in as f64, tokens_out as f64, *batch);
+                summed.add(tokens_in as f64, tokens_out as f64, cached as f64, *batch);
             }
         }
     }
@@ -177,7 +180,7 @@ mod tests {
         let mut tally = RequestTally::new(1, Some(&forecast())).unwrap();
         let requests = [(10, 5), (60, 40), (100, 2)];
         for (x, y) in requests {
-            tally.add(x, y, Some(Microjoules(1_000_000)), Duration::from_millis(20));
+            tally.add(x, 0, y, Some(Microjoules(1_000_000)), Duration::from_millis(20));
         }
         let pace = tally.pace().unwrap();
         assert_eq!((pace.requests, pace.device_milliseconds, pace.predicted_milliseconds), (3, 60, 970));
@@ -201,10 +204,32 @@ mod tests {
     }
 
     #[test]
+    fn what_another_request_computed_is_not_predicted() {
+        let forecast: Forecast = serde_json::from_value(serde_json::json!({
+            "energyModel": "m", "generation": 1,
+            "energy": {"terms": {"const": "0.5", "tin": "0.01", "tin2": "0.001", "tin_tout": "0.002"}, "floorTerms": {"const": "1"}},
+            "runtime": {"terms": {"tin": "0.5"}},
+            "domain": {"tokensIn": {"min": 1, "max": 64}, "tokensOut": {"min": 1, "max": 64}, "batch": {"min": 1, "max": 4}},
+        }))
+        .unwrap();
+        let mut tally = RequestTally::new(1, Some(&forecast)).unwrap();
+        tally.add(50, 40, 10, None, Duration::ZERO);
+        let sums = tally.finish();
+        assert_eq!((sums.tokens_in, sums.tokens_in_cached), (50, 40));
+        let told = sums.forecast.unwrap();
+        let (energy, runtime) = (told.energy.unwrap(), told.runtime.unwrap());
+        // 10 of 50 tokens were computed, the last of them behind 40 others; each of the 10 that were generated looks at all 50.
+        let expected = 0.5 + 0.01 * 10.0 + 0.001 * (50.0 * 50.0 - 40.0 * 40.0) + 0.002 * 500.0;
+        assert!((energy.predicted.value().unwrap() - expected).abs() < 1e-9, "{energy:?}");
+        assert_eq!(energy.terms["tin2"].value(), Some(900.0));
+        assert_eq!(runtime.predicted.value(), Some(5.0));
+    }
+
+    #[test]
     fn a_missing_reading_leaves_the_energy_unknown() {
         let mut tally = RequestTally::new(1, None).unwrap();
-        tally.add(1, 1, Some(Microjoules(5)), Duration::ZERO);
-        tally.add(1, 1, None, Duration::ZERO);
+        tally.add(1, 0, 1, Some(Microjoules(5)), Duration::ZERO);
+        tally.add(1, 0, 1, None, Duration::ZERO);
         assert_eq!(tally.pace(), None);
         let sums = tally.finish();
         assert_eq!((sums.energy_microjoules, sums.requests, sums.forecast), (None, 2, None));

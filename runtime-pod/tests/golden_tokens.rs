@@ -148,6 +148,41 @@ fn a_prompt_in_chunks_gives_the_same_tokens() {
     }
 }
 
+/// What two prompts begin with is copied from slot to slot, and a slot goes back to it.
+#[test]
+fn a_copied_prefix_gives_the_same_logits() {
+    for (name, model) in subjects() {
+        let dir = golden(model);
+        let mut engine = load(name, &dir, 3, None);
+        let vocab = engine.info().vocab_size;
+        let longest = cases(&dir).into_iter().map(|case| case.prompt).max_by_key(Vec::len).unwrap();
+        let prompt: Vec<u32> = longest.iter().cycle().take(60).copied().collect();
+        for kept in [1, 15, 16, 17, 59] {
+            let other: Vec<u32> = prompt[..kept].iter().copied().chain([3, 1, 4]).collect();
+            let (mut want, mut got) = (vec![0.0; vocab], vec![0.0; vocab]);
+            engine.prefill(0, &other, Some(&mut want)).unwrap();
+            engine.release(0);
+            engine.prefill(2, &prompt, Some(&mut got)).unwrap();
+            // To another slot that holds something else, then within the slot itself, which then forgets what follows.
+            engine.prefill(1, &[5, 6, 7], None).unwrap();
+            for to in [1, 2] {
+                assert!(engine.copy_prefix(2, to, kept).unwrap(), "{name} {model}");
+                engine.prefill(to, &other[kept..], Some(&mut got)).unwrap();
+                let off = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                let tolerance = if name == EngineName::Candle { 0.0 } else { 1e-4 };
+                assert!(off <= tolerance, "{name} {model}, {kept} tokens, slot {to}: a logit is {off} off");
+            }
+            let mut both = vec![0.0; 2 * vocab];
+            engine.decode(&[SlotToken { slot: 2, token: 9 }, SlotToken { slot: 1, token: 9 }], &mut both).unwrap();
+            let (a, b) = both.split_at(vocab);
+            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-4), "{name} {model}: both slots hold the same");
+            assert!(matches!(engine.copy_prefix(1, 2, 99), Err(engine::EngineError::Misuse(_))));
+            engine.release(1);
+            engine.release(2);
+        }
+    }
+}
+
 #[test]
 fn logits_in_a_batch_equal_those_alone_to_the_bit() {
     for name in MODELS {

@@ -99,6 +99,35 @@ fn greedy_tokens_equal_those_of_transformers_however_the_prompt_is_cut() {
     }
 }
 
+/// What two prompts begin with is copied from slot to slot, and a slot goes back to it.
+#[test]
+fn a_copied_prefix_gives_the_same_logits() {
+    let dir = directory("tiny-llama3-rope.gguf");
+    let mut engine = load(EngineName::Llamacpp, dir.path(), 3, None);
+    let vocab = engine.info().vocab_size;
+    let prompt: Vec<u32> = (0..60).map(|i| (i * 7 + 3) % vocab as u32).collect();
+    for kept in [1, 16, 59] {
+        let other: Vec<u32> = prompt[..kept].iter().copied().chain([3, 1, 4]).collect();
+        let (mut want, mut got) = (vec![0.0; vocab], vec![0.0; vocab]);
+        engine.prefill(0, &other, Some(&mut want)).unwrap();
+        engine.release(0);
+        engine.prefill(2, &prompt, None).unwrap();
+        engine.prefill(1, &[5, 6, 7], None).unwrap();
+        for to in [1, 2] {
+            assert!(engine.copy_prefix(2, to, kept).unwrap());
+            engine.prefill(to, &other[kept..], Some(&mut got)).unwrap();
+            let off = want.iter().zip(&got).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+            assert!(off <= 1e-4, "{kept} tokens, slot {to}: a logit is {off} off");
+        }
+        let mut both = vec![0.0; 2 * vocab];
+        engine.decode(&[SlotToken { slot: 2, token: 9 }, SlotToken { slot: 1, token: 9 }], &mut both).unwrap();
+        let (a, b) = both.split_at(vocab);
+        assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() <= 1e-4), "both slots hold the same");
+        engine.release(1);
+        engine.release(2);
+    }
+}
+
 /// Sequences of different lengths come and go, and steps take some of them in any order: each still gets the tokens of
 /// transformers, whatever row of the cache it was moved to.
 #[test]

@@ -109,6 +109,7 @@ fn work_off(dir: &Path, bytes: u64) -> u64 {
             text: "x".to_owned(),
             finish_reason: FinishReason::Length,
             prompt_tokens: 1,
+            cached_tokens: 0,
             timings: Timings::default(),
         });
     }

@@ -258,8 +258,7 @@ def gpt2(model, config):
     heads, hidden = config.n_head, config.n_embd
     head_dim = hidden // heads
     kv_heads = 1 if bigcode and config.multi_query else heads
-    if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        raise NotPacked("config.json: scale_attn_by_inverse_layer_idx is not implemented")
+    by_layer = getattr(config, "scale_attn_by_inverse_layer_idx", False)
     embedding = array(body.wte.weight)
     part = linear if bigcode else transposed
     decoder = Decoder(
@@ -267,14 +266,18 @@ def gpt2(model, config):
         vocab=embedding.shape[0], max_positions=config.n_positions, rms=False, eps=config.layer_norm_epsilon,
         activation=activation(config.activation_function), embedding=embedding, final_norm=norm(body.ln_f),
         output=Linear(untied(model.lm_head.weight, body.wte, embedding)), positions=array(body.wpe.weight),
+        attention_scale=None if config.scale_attn_weights else 1.0,
     )
-    for layer in body.h:
+    for number, layer in enumerate(body.h, start=1):
         joined = part(layer.attn.c_attn)
         if bigcode and kv_heads == heads:
             q, k, v = by_heads(joined, heads, head_dim)
         else:
             kv = kv_heads * head_dim
             q, k, v = rows(joined, 0, hidden), rows(joined, hidden, hidden + kv), rows(joined, hidden + kv, hidden + 2 * kv)
+        if by_layer:
+            # Scores divided by the layer's number, as codeparrot-small has them: its queries are.
+            q = Linear(q.weight / np.float32(number), q.bias / np.float32(number))
         decoder.blocks.append(Block(
             attention_norm=norm(layer.ln_1), q=q, k=k, v=v, o=part(layer.attn.c_proj), mlp_norm=norm(layer.ln_2),
             up=part(layer.mlp.c_fc), down=part(layer.mlp.c_proj)))

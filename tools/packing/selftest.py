@@ -32,6 +32,7 @@ MODELS = {
     "gpt_neox": t.GPTNeoXConfig(**SMALL, intermediate_size=96, max_position_embeddings=256, rotary_pct=0.25),
     "gpt_neox, serial": t.GPTNeoXConfig(**SMALL, intermediate_size=96, max_position_embeddings=256, use_parallel_residual=False),
     "gpt2": t.GPT2Config(**GPT),
+    "gpt2, scores by layer": t.GPT2Config(**GPT, scale_attn_by_inverse_layer_idx=True, reorder_and_upcast_attn=True),
     "gpt_bigcode": t.GPTBigCodeConfig(**GPT, multi_query=True, pad_token_id=None),
     "gpt_bigcode, all heads": t.GPTBigCodeConfig(**GPT, multi_query=False, pad_token_id=None),
     "bloom": t.BloomConfig(vocab_size=160, hidden_size=64, n_layer=2, n_head=4, bos_token_id=0, eos_token_id=1),

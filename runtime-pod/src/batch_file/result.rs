@@ -99,7 +99,8 @@ impl Frame {
             "created": created,
             "model": self.model,
             "choices": [choice],
-            "usage": {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out},
+            "usage": {"prompt_tokens": tokens_in, "completion_tokens": tokens_out, "total_tokens": tokens_in + tokens_out,
+                "prompt_tokens_details": {"cached_tokens": completion.cached_tokens}},
         });
         self.result(line, Some(custom_id), 200, body, None, energy)
     }
@@ -148,6 +149,7 @@ mod tests {
             text: "ß\n".to_owned(),
             finish_reason: FinishReason::Length,
             prompt_tokens: 5,
+            cached_tokens: 3,
             timings: Timings::default(),
         };
         let energy = || LineEnergy::new(Some(Microjoules(1_500_000)), Source::Modelled, "m");
@@ -159,7 +161,7 @@ mod tests {
             json!({"id": "batch_req_x1_3", "custom_id": "a", "response": {"status_code": 200, "request_id": "req_x1_3", "body": {
                 "id": "cmpl-x1-3", "object": "text_completion", "created": 17, "model": "tiny",
                 "choices": [{"index": 0, "text": "ß\n", "logprobs": null, "finish_reason": "length"}],
-                "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7}}},
+                "usage": {"prompt_tokens": 5, "completion_tokens": 2, "total_tokens": 7, "prompt_tokens_details": {"cached_tokens": 3}}}},
                 "error": null, "energy": {"joules": 1.5, "source": "Modelled", "meter": "m"}})
         );
         assert_eq!(chat["response"]["body"]["object"], "chat.completion");

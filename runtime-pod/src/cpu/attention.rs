@@ -1,13 +1,16 @@
-//! Rotary positions, the KV cache, and causal attention with grouped query heads.
+//! Positions, the KV cache, and causal attention with grouped query heads.
 //!
 //! Its scratch memory does not grow with the context. A row's result depends on its own position only, never on what else is
 //! computed with it.
 
 mod head;
+mod scoring;
 #[cfg(test)]
 mod tests;
 
-use super::simd::{Kernel, Simd};
+pub use scoring::{HeadNorms, Rope, Scoring};
+
+use super::simd::{Isa, Kernel, Simd};
 use super::{Kernels, Shared};
 use head::{GROUP, Head, QUERIES, SPAN, State, Tile};
 
@@ -15,38 +18,8 @@ use head::{GROUP, Head, QUERIES, SPAN, State, Tile};
 const SPLIT: usize = 2 * SPAN;
 /// Rows of one sequence in one task.
 const TASK_ROWS: usize = 4;
-
-/// Cosines and sines of the rotary embedding for every position.
-pub struct Rope {
-    half: usize,
-    /// Per position: `half` cosines, then `half` sines.
-    table: Vec<f32>,
-}
-
-impl Rope {
-    /// Tables for `positions` positions of heads with `2 * frequencies.len()` values.
-    pub fn new(frequencies: &[f32], positions: usize) -> Self {
-        let half = frequencies.len();
-        let mut table = Vec::with_capacity(positions * 2 * half);
-        for position in 0..positions {
-            let angles = frequencies.iter().map(|f| position as f32 * f);
-            table.extend(angles.clone().map(f32::cos));
-            table.extend(angles.map(f32::sin));
-        }
-        Self { half, table }
-    }
-
-    /// Turns one head (first half against second half) as at `position`, scaled by `scale`.
-    fn turn(&self, position: usize, head: &[f32], scale: f32, out: &mut [f32]) {
-        let (cos, sin) = self.table[position * 2 * self.half..][..2 * self.half].split_at(self.half);
-        let (a, b) = head.split_at(self.half);
-        let (out_a, out_b) = out.split_at_mut(self.half);
-        for i in 0..self.half {
-            out_a[i] = (a[i] * cos[i] - b[i] * sin[i]) * scale;
-            out_b[i] = (b[i] * cos[i] + a[i] * sin[i]) * scale;
-        }
-    }
-}
+/// Widest head.
+const MAX_HEAD: usize = 1024;
 
 /// Keys and values of all slots and layers. Memory is touched as positions are filled.
 pub struct KvCache {
@@ -100,7 +73,7 @@ impl KvCache {
         layers * kv_heads * (dim + dim.next_multiple_of(GROUP)) * size_of::<f32>()
     }
 
-    /// An empty cache; `heads` is a multiple of `kv_heads`, `dim` even.
+    /// An empty cache; `heads` is a multiple of `kv_heads`, `dim` at most 1024.
     pub fn new(layers: usize, slots: usize, positions: usize, heads: usize, kv_heads: usize, dim: usize) -> Self {
         let (padded, positions) = (dim.next_multiple_of(GROUP), positions.next_multiple_of(GROUP));
         let shape = Shape { slots, heads, kv_heads, dim, padded, positions };
@@ -112,6 +85,19 @@ impl KvCache {
             values: vec![0.0; rows * padded],
             queries: Vec::new(),
             partials: Vec::new(),
+        }
+    }
+
+    /// Copies the first `positions` positions of a slot to another, in all layers and heads.
+    pub fn copy(&mut self, from: usize, to: usize, positions: usize) {
+        let shape @ Shape { slots, kv_heads, dim, padded, .. } = self.shape;
+        let layers = self.keys.len() / (slots * kv_heads * shape.positions * dim).max(1);
+        // Keys lie in groups of positions: those of the last group that are not asked for are overwritten before they are read.
+        let groups = positions.next_multiple_of(GROUP);
+        for (layer, head) in (0..layers).flat_map(|l| (0..kv_heads).map(move |h| (l, h))).filter(|_| from != to) {
+            let (from, to) = (shape.base(layer, from, head), shape.base(layer, to, head));
+            self.keys.copy_within(from * dim..(from + groups) * dim, to * dim);
+            self.values.copy_within(from * padded..(from + positions) * padded, to * padded);
         }
     }
 }
@@ -141,14 +127,22 @@ impl Kernels {
     ///
     /// # Panics
     /// When lengths, slots or positions do not fit: a bug of the caller.
-    pub fn attend(&self, cache: &mut KvCache, layer: usize, rope: &Rope, qkv: &[f32], rows: &[Row], out: &mut [f32]) {
+    pub fn attend(
+        &self,
+        cache: &mut KvCache,
+        layer: usize,
+        scoring: &Scoring<'_>,
+        qkv: &[f32],
+        rows: &[Row],
+        out: &mut [f32],
+    ) {
         let shape = cache.shape;
         let Shape { heads, kv_heads, dim, .. } = shape;
         assert_eq!(qkv.len(), rows.len() * shape.joined(), "rows of another width");
         assert_eq!(out.len(), rows.len() * heads * dim, "output of another shape");
         assert!(rows.iter().all(|r| r.slot < shape.slots && r.position < shape.positions), "row outside the cache");
         assert!((layer + 1) * shape.slots * kv_heads * shape.positions * dim <= cache.keys.len(), "no such layer");
-        assert_eq!(rope.half * 2, dim, "rotary tables of another width");
+        assert!(dim <= MAX_HEAD && scoring.fits(heads, dim), "scoring of other heads");
 
         cache.queries.resize(rows.len() * heads * dim, 0.0);
         let (keys, values, queries) =
@@ -159,7 +153,8 @@ impl Kernels {
                 append(
                     &shape,
                     layer,
-                    rope,
+                    scoring,
+                    self.isa,
                     rows[r],
                     &qkv[r * shape.joined()..][..shape.joined()],
                     r,
@@ -182,7 +177,8 @@ impl Kernels {
         let (keys, values, queries) = (&cache.keys[..], &cache.values[..], &cache.queries[..]);
         self.pool.run(items.len(), &|i| {
             let item = items[i];
-            self.isa.run(Attend { shape, layer, rows, keys, values, queries, item, out: shared_out, partials });
+            let slopes = scoring.slopes;
+            self.isa.run(Attend { shape, layer, slopes, rows, keys, values, queries, item, out: shared_out, partials });
         });
         let mut at = 0;
         while at < items.len() {
@@ -197,7 +193,7 @@ impl Kernels {
     }
 }
 
-/// Puts one row's keys and values into the cache and its turned queries into `queries`.
+/// Puts one row's keys and values into the cache and its queries into `queries`, ready to meet.
 ///
 /// # Safety
 /// Slot, layer and position are within the cache, and no other thread writes the same row.
@@ -205,7 +201,8 @@ impl Kernels {
 unsafe fn append(
     shape: &Shape,
     layer: usize,
-    rope: &Rope,
+    scoring: &Scoring<'_>,
+    isa: Isa,
     Row { slot, position }: Row,
     joined: &[f32],
     row: usize,
@@ -218,15 +215,14 @@ unsafe fn append(
     let (k, v) = kv.split_at(kv_heads * dim);
     // SAFETY: the row's own part of the queries.
     let turned = unsafe { std::slice::from_raw_parts_mut(queries.at(row * heads * dim), heads * dim) };
-    let scale = 1.0 / (dim as f32).sqrt();
     for (head, out) in q.chunks_exact(dim).zip(turned.chunks_exact_mut(dim)) {
-        rope.turn(position, head, scale, out);
+        scoring.query(isa, position, head, out);
     }
-    let mut key = [0.0; 1024];
+    let mut key = [0.0; MAX_HEAD];
     let key = &mut key[..dim];
     for head in 0..kv_heads {
         let base = shape.base(layer, slot, head);
-        rope.turn(position, &k[head * dim..][..dim], 1.0, key);
+        scoring.key(isa, position, &k[head * dim..][..dim], key);
         let group = base * dim + position / GROUP * GROUP * dim + position % GROUP;
         for (i, &value) in key.iter().enumerate() {
             // SAFETY: within the group of this position.
@@ -287,6 +283,7 @@ fn finish(shape: &Shape, unfinished: &[f32], kv_head: usize, out: &mut [f32]) {
 struct Attend<'a> {
     shape: Shape,
     layer: usize,
+    slopes: Option<&'a [f32]>,
     rows: &'a [Row],
     keys: &'a [f32],
     values: &'a [f32],
@@ -311,15 +308,25 @@ impl Kernel for Attend<'_> {
         while first < count {
             let many = QUERIES.min(count - first);
             // Queries beyond `many` repeat the last one; their results are not used.
-            let mut tile = Tile { query: [&[]; QUERIES], limit: [0; QUERIES], state: [State::NEW; QUERIES] };
+            let mut tile = Tile {
+                query: [&[]; QUERIES],
+                limit: [0; QUERIES],
+                position: [0; QUERIES],
+                slopes: self.slopes.map(|_| [0.0; QUERIES]),
+                state: [State::NEW; QUERIES],
+            };
             for j in 0..QUERIES {
                 let index = first + j.min(many - 1);
                 let row = item.first_row + index / per_kv;
-                let at = (row * heads + item.kv_head * per_kv + index % per_kv) * dim;
-                tile.query[j] = &self.queries[at..][..dim];
-                tile.limit[j] = item.to.min(self.rows[row].position + 1);
+                let head = item.kv_head * per_kv + index % per_kv;
+                tile.query[j] = &self.queries[(row * heads + head) * dim..][..dim];
+                tile.position[j] = self.rows[row].position;
+                tile.limit[j] = item.to.min(tile.position[j] + 1);
+                if let (Some(slopes), Some(of)) = (&mut tile.slopes, self.slopes) {
+                    slopes[j] = of[head];
+                }
             }
-            let mut sums = [[0.0f32; 1024]; QUERIES];
+            let mut sums = [[0.0f32; MAX_HEAD]; QUERIES];
             // SAFETY: the instructions are there by this function's contract; the item's positions are in the cache.
             unsafe {
                 match many {

@@ -9,7 +9,8 @@ use std::mem::MaybeUninit;
 
 use half::{bf16, f16};
 
-use super::simd::{Kernel, Simd, exp};
+use super::activation::Activation;
+use super::simd::{Kernel, Simd};
 use super::{Kernels, Shared};
 
 /// Weight rows of one register tile.
@@ -58,21 +59,35 @@ impl Matrix<'_> {
 }
 
 /// What becomes of a product.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Then {
     /// It replaces the output.
     Store,
-    /// It is added to the output, as in a residual connection.
-    Add,
-    /// The first half of the weight rows gives a gate g, the second half u: the output is g * sigmoid(g) * u.
-    SwiGlu,
+    /// It is added to the output, times a factor, as in a residual connection.
+    Add(f32),
+    /// A function of it replaces the output.
+    Activate(Activation),
+    /// The first half of the weight rows gives a gate g, the second half u: the output is the function of g, times u.
+    Gate(Activation),
+}
+
+impl Then {
+    /// Columns of the output of a product with `rows` weight rows.
+    pub(crate) fn columns(self, rows: usize) -> usize {
+        if self.gates() { rows / 2 } else { rows }
+    }
+
+    /// Whether two halves of the weight rows meet in one output.
+    pub(super) fn gates(self) -> bool {
+        matches!(self, Self::Gate(_))
+    }
 }
 
 impl Kernels {
     /// `out` = (or `+=`) `x` times the transpose of `weights`, plus `bias`.
     ///
     /// `x` has rows of `inner` values; `weights` has rows of `inner` weights; `bias`, if any, one value for each weight
-    /// row; `out` one row for each of `x`, as wide as `weights` has rows (half of that with [`Then::SwiGlu`]).
+    /// row; `out` one row for each of `x`, as wide as `weights` has rows (half of that with [`Then::Gate`]).
     ///
     /// # Panics
     /// When the lengths do not fit together: a bug of the caller, who has checked the model's shapes.
@@ -86,13 +101,12 @@ impl Kernels {
         out: &mut [f32],
     ) {
         let (tokens, rows) = (x.len() / inner, weights.len() / inner);
-        let columns = if then == Then::SwiGlu { rows / 2 } else { rows };
+        let columns = then.columns(rows);
         assert_eq!((x.len(), weights.len()), (tokens * inner, rows * inner), "ragged operands");
         assert_eq!(out.len(), tokens * columns, "output of another shape");
         assert!(bias.is_none_or(|b| b.len() == rows), "bias of another length");
-        assert!(then != Then::SwiGlu || rows.is_multiple_of(2), "a gate without its other half");
-
-        let halves = if then == Then::SwiGlu { 2 } else { 1 };
+        assert!(!then.gates() || rows.is_multiple_of(2), "a gate without its other half");
+        let halves = if then.gates() { 2 } else { 1 };
         let cache_bytes = if tokens > GROUP_TOKENS { 256 << 10 } else { 64 << 10 };
         let fitting = cache_bytes / (inner * weights.value_bytes() * halves);
         // So many tasks that a thread which comes late or loses its CPU leaves little over.
@@ -188,12 +202,12 @@ impl<W: Stored> Kernel for Task<'_, W> {
         while token < tokens {
             let height = GROUP_TOKENS.min(tokens - token);
             let product = zeroed(&mut product, height);
-            let other = zeroed(&mut other, if then == Then::SwiGlu { height } else { 0 });
+            let other = zeroed(&mut other, if then.gates() { height } else { 0 });
             let group = &x[token * inner..][..height * inner];
             // SAFETY: the instructions are there by this function's contract, and the slices are of whole rows.
             unsafe {
                 block::<S, W>(&self.weights[first * inner..][..count * inner], group, inner, token == 0, product);
-                if then == Then::SwiGlu {
+                if then.gates() {
                     let weights = &self.weights[(columns + first) * inner..][..count * inner];
                     block::<S, W>(weights, group, inner, token == 0, other);
                 }
@@ -201,23 +215,30 @@ impl<W: Stored> Kernel for Task<'_, W> {
             for t in 0..height {
                 let product = &mut product[t];
                 if let Some(bias) = bias {
-                    add(&mut product[..count], &bias[first..]);
+                    add(&mut product[..count], &bias[first..], 1.0);
                 }
                 // SAFETY: this task alone writes these columns, and each lies within its row of `out`.
                 let to = unsafe { std::slice::from_raw_parts_mut(out.at((token + t) * columns + first), count) };
+                // TASK_ROWS is a multiple of the lanes, so the last vector ends within the row.
+                let whole = count.next_multiple_of(S::LANES);
                 match then {
-                    Then::Store => to.copy_from_slice(&product[..count]),
-                    Then::Add => add(to, &product[..count]),
-                    Then::SwiGlu => {
+                    Then::Store => {}
+                    Then::Add(factor) => {
+                        add(to, &product[..count], factor);
+                        continue;
+                    }
+                    // SAFETY: the instructions are there by this function's contract.
+                    Then::Activate(function) => unsafe { function.apply::<S>(&mut product[..whole], None) },
+                    Then::Gate(function) => {
                         let other = &mut other[t];
                         if let Some(bias) = bias {
-                            add(&mut other[..count], &bias[columns + first..]);
+                            add(&mut other[..count], &bias[columns + first..], 1.0);
                         }
-                        // SAFETY: the instructions are there by this function's contract.
-                        unsafe { gate::<S>(product, other, count) };
-                        to.copy_from_slice(&product[..count]);
+                        // SAFETY: as above.
+                        unsafe { function.apply::<S>(&mut product[..whole], Some(&other[..whole])) };
                     }
                 }
+                to.copy_from_slice(&product[..count]);
             }
             token += height;
         }
@@ -238,28 +259,9 @@ fn zeroed(block: &mut MaybeUninit<Block>, height: usize) -> &mut [[f32; TASK_ROW
 }
 
 #[inline(always)]
-fn add(to: &mut [f32], what: &[f32]) {
+fn add(to: &mut [f32], what: &[f32], factor: f32) {
     for (to, what) in to.iter_mut().zip(what) {
-        *to += what;
-    }
-}
-
-/// g * sigmoid(g) * u for the first `count` values, in whole vectors.
-///
-/// # Safety
-/// As for [`Simd`].
-#[inline(always)]
-unsafe fn gate<S: Simd>(g: &mut [f32; TASK_ROWS], u: &[f32; TASK_ROWS], count: usize) {
-    let mut i = 0;
-    while i < count {
-        // SAFETY: TASK_ROWS is a multiple of LANES, so a vector that begins below `count` ends within the array.
-        unsafe {
-            let value = S::load(g.as_ptr().add(i));
-            let one = S::splat(1.0);
-            let sigmoid = S::div(one, S::add(one, exp::<S>(S::mul(value, S::splat(-1.0)))));
-            S::store(S::mul(S::mul(value, sigmoid), S::load(u.as_ptr().add(i))), g.as_mut_ptr().add(i));
-        }
-        i += S::LANES;
+        *to += factor * what;
     }
 }
 
@@ -431,8 +433,9 @@ mod tests {
                 let at = t * columns + r;
                 match then {
                     Then::Store => out[at] = dot(t, r) as f32,
-                    Then::Add => out[at] += dot(t, r) as f32,
-                    Then::SwiGlu => {
+                    Then::Add(factor) => out[at] += factor * dot(t, r) as f32,
+                    Then::Activate(_) => out[at] = dot(t, r).max(0.0) as f32,
+                    Then::Gate(_) => {
                         let g = dot(t, r);
                         out[at] = (g / (1.0 + (-g).exp()) * dot(t, r + rows / 2)) as f32;
                     }
@@ -461,8 +464,9 @@ mod tests {
                     (Matrix::Bf16(&bf16s), &widenedb16),
                 ];
                 for (matrix, plain) in matrices {
-                    for then in [Then::Store, Then::Add, Then::SwiGlu] {
-                        let columns = if then == Then::SwiGlu { rows / 2 } else { rows };
+                    let (relu, silu) = (Activation::Relu, Activation::Silu);
+                    for then in [Then::Store, Then::Add(0.3), Then::Activate(relu), Then::Gate(silu)] {
+                        let columns = then.columns(rows);
                         let mut got = noise(tokens * columns, 4);
                         let mut want = got.clone();
                         kernels.linear(&x, inner, matrix, Some(&bias), then, &mut got);

@@ -198,11 +198,11 @@ impl super::Kernels {
     /// When the lengths do not fit together: a bug of the caller, who has checked the model's shapes.
     pub fn linear_packed(&self, x: &[f32], weights: &Packed, bias: Option<&[f32]>, then: Then, out: &mut [f32]) {
         let (tokens, rows) = (x.len() / weights.inner, weights.rows());
-        let columns = if then == Then::SwiGlu { rows / 2 } else { rows };
+        let columns = then.columns(rows);
         assert_eq!(x.len(), tokens * weights.inner, "ragged operands");
         assert_eq!(out.len(), tokens * columns, "output of another shape");
         assert!(bias.is_none_or(|b| b.len() == rows), "bias of another length");
-        assert!(then != Then::SwiGlu || matches!(weights.parts[..], [a, b] if a == b), "a gate without its other half");
+        assert!(!then.gates() || matches!(weights.parts[..], [a, b] if a == b), "a gate without its other half");
         let activations = Activations::of(self, x, weights.inner);
         product::run(self, &activations, weights, bias, then, out);
     }
@@ -211,6 +211,7 @@ impl super::Kernels {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cpu::activation::Activation;
     use crate::cpu::{Isa, Kernels, Pool};
     use proptest::prelude::*;
 
@@ -253,7 +254,7 @@ mod tests {
         #[test]
         fn products_equal_plain_ones(
             eight in any::<bool>(), blocks in 1..5usize, first in 1..40usize, second in 0..40usize, tokens in 1..20usize,
-            with_bias in any::<bool>(), what in 0..3u8, threads in 1..3usize, seed in any::<u64>(),
+            with_bias in any::<bool>(), what in 0..4u8, threads in 1..3usize, seed in any::<u64>(),
         ) {
             let bits = if eight { Bits::Eight } else { Bits::Four };
             let (inner, gated) = (blocks * BLOCK, what == 2);
@@ -263,7 +264,8 @@ mod tests {
             let x = noise(tokens * inner, seed ^ 1);
             let bias = noise(rows, seed ^ 2);
             let bias = with_bias.then_some(&bias[..]);
-            let then = [Then::Store, Then::Add, Then::SwiGlu][what as usize];
+            let gate = Then::Gate(Activation::Silu);
+            let then = [Then::Store, Then::Add(0.5), gate, Then::Activate(Activation::Relu)][what as usize];
             let columns = if gated { first } else { rows };
             let before = noise(tokens * columns, seed ^ 3);
 
@@ -285,8 +287,9 @@ mod tests {
                     for c in 0..columns {
                         let want = match then {
                             Then::Store => plain(t, c),
-                            Then::Add => plain(t, c) + f64::from(before[t * columns + c]),
-                            Then::SwiGlu => { let g = plain(t, c); g / (1.0 + (-g).exp()) * plain(t, first + c) }
+                            Then::Add(factor) => f64::from(factor) * plain(t, c) + f64::from(before[t * columns + c]),
+                            Then::Activate(_) => plain(t, c).max(0.0),
+                            Then::Gate(_) => { let g = plain(t, c); g / (1.0 + (-g).exp()) * plain(t, first + c) }
                         };
                         let got = f64::from(out[t * columns + c]);
                         // A value that lies just between two steps may be rounded either way: one step of one activation.

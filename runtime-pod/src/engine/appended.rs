@@ -191,6 +191,16 @@ impl<G: Graph> Engine for Appended<G> {
         Ok(())
     }
 
+    fn copy_prefix(&mut self, from: usize, to: usize, tokens: usize) -> Result<bool, EngineError> {
+        self.slots.copy(from, to, tokens)?;
+        let (from, to) = (self.rows.claim(from), self.rows.claim(to));
+        for buffer in self.buffers.iter_mut().filter(|_| from != to) {
+            let values = self.graph.values(buffer, &self.layout).map_err(EngineError::Compute)?;
+            self.layout.copy(values, from, to, tokens);
+        }
+        Ok(true)
+    }
+
     fn release(&mut self, slot: usize) {
         self.slots.clear(slot);
         self.rows.release(slot);

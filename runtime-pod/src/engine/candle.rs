@@ -1,4 +1,4 @@
-//! The candle engine on the CPU: Llama and Qwen2 from safetensors or GGUF.
+//! The candle engine on the CPU: decoder-only transformers from safetensors or GGUF.
 //!
 //! candle holds the tensors, looks up embeddings and strings the operations together; the matrix products, norms and
 //! attention inside are this crate's own kernels ([`crate::cpu`]), called through candle's custom operations. candle's
@@ -8,29 +8,25 @@
 
 mod forward;
 mod ops;
+mod read;
 
 use std::path::Path;
-use std::sync::Arc;
-
-use candle_core::{Device, Tensor};
 
 use super::config::ModelConfig;
 use super::gguf::{self, weights::GgufWeights};
+use super::layout::Part;
 use super::slots::Slots;
-use super::weights::{Checkpoint, Source, Values};
-use super::{Dtype, Engine, EngineError, EngineInfo, EngineName, Float, LoadOptions, Provider, SlotToken, size};
+use super::weights::{Checkpoint, Source};
+use super::{Dtype, Engine, EngineError, EngineInfo, EngineName, LoadOptions, Provider, SlotToken, size};
 use crate::cpu::Kernels;
-use crate::cpu::attention::{KvCache, Rope, Row};
-use crate::cpu::packed::Bits;
-use forward::{Layer, Logits, Matrix, Model};
+use crate::cpu::attention::{KvCache, Row};
+use forward::{Logits, Model};
+use read::Form;
 
 /// The candle version that this crate is locked to (a test compares it with the lock file).
 const CANDLE_VERSION: &str = "0.11.1";
 /// Rows of activations computed at once; longer prompts go through in pieces, so that scratch memory is bounded.
 const MAX_ROWS: usize = 512;
-
-const EMBEDDING: &str = "model.embed_tokens.weight";
-const OUTPUT: &str = "lm_head.weight";
 
 /// A model loaded into candle tensors.
 pub(super) struct CandleEngine {
@@ -50,15 +46,20 @@ impl CandleEngine {
         let (slots, threads) = size::slots_and_threads(options)?;
         let (mut files, config) = open(&options.model_dir)?;
         let context = size::context(options.max_context, config.max_positions)?;
-        let stored = |name: &str| options.dtype.or_else(|| files.dtype(name)).unwrap_or(Dtype::F32);
-        let dtype = stored("model.layers.0.mlp.down_proj.weight");
-        let output = stored(if config.tied { EMBEDDING } else { OUTPUT });
+        let layout = files.layout(&config);
+        let stored = |part: &Part| options.dtype.or_else(|| files.dtype(&part.name)).unwrap_or(Dtype::F32);
+        let dtype = stored(layout.typical());
+        let output = stored(&layout.output.weight[0]);
         let form = options.dtype.map(Form::of).transpose()?;
 
-        let ends = (config.vocab * config.hidden) as u64;
-        let inside = config.parameters() - ends * if config.tied { 1 } else { 2 };
+        // A step reads all weights but the tables of which it looks up a row for each token.
+        let (ends, table) = (config.embedding_values(), config.position_values());
+        let inside = config.parameters() - table - ends * if config.tied { 1 } else { 2 };
         let step_weight_bytes = dtype.bytes_of(inside) + output.bytes_of(ends);
-        let weight_bytes = step_weight_bytes + if config.tied { 0 } else { stored(EMBEDDING).bytes_of(ends) };
+        let embedding = if config.tied { 0 } else { stored(&layout.embedding.weight[0]).bytes_of(ends) };
+        let positions =
+            layout.positions.as_ref().map_or(0, |p| read::table_dtype(stored(&p.weight[0])).bytes_of(table));
+        let weight_bytes = step_weight_bytes + embedding + positions;
         let kv_bytes_per_token = KvCache::bytes_per_position(config.layers, config.kv_heads, config.head_dim) as u64;
         size::fits(weight_bytes, kv_bytes_per_token, slots, context)?;
 
@@ -79,8 +80,8 @@ impl CandleEngine {
             work: Some(config.work(step_weight_bytes)),
             isa: Some(kernels.isa.to_string()),
         };
-        let model = read_model(&mut *files, config, form, kernels, context)?;
-        files.finish()?;
+        let model = read::model(&mut *files, config, &layout, form, kernels, context)?;
+        files.finish(&layout)?;
         let ModelConfig { layers, heads, kv_heads, head_dim, .. } = model.config;
         let cache = KvCache::new(layers, slots, context, heads, kv_heads, head_dim);
         let slots = Slots::new(slots, context, info.vocab_size);
@@ -124,6 +125,12 @@ impl Engine for CandleEngine {
         Ok(())
     }
 
+    fn copy_prefix(&mut self, from: usize, to: usize, tokens: usize) -> Result<bool, EngineError> {
+        self.slots.copy(from, to, tokens)?;
+        self.cache.copy(from, to, tokens);
+        Ok(true)
+    }
+
     fn release(&mut self, slot: usize) {
         self.slots.clear(slot);
     }
@@ -153,124 +160,6 @@ fn open(dir: &Path) -> Result<(Box<dyn Source>, ModelConfig), EngineError> {
             Ok((Box::new(files), config))
         }
     }
-}
-
-/// How matrices lie in memory.
-#[derive(Debug, Clone, Copy)]
-enum Form {
-    Plain(Float),
-    Packed(Bits),
-}
-
-impl Form {
-    fn of(dtype: Dtype) -> Result<Self, EngineError> {
-        match dtype {
-            Dtype::F32 => Ok(Self::Plain(Float::F32)),
-            Dtype::F16 => Ok(Self::Plain(Float::F16)),
-            Dtype::Bf16 => Ok(Self::Plain(Float::Bf16)),
-            Dtype::Q8_0 => Ok(Self::Packed(Bits::Eight)),
-            Dtype::Q4_0 => Ok(Self::Packed(Bits::Four)),
-            Dtype::Q4K | Dtype::Int8 | Dtype::Int4 => Err(EngineError::Option {
-                option: "--dtype",
-                problem: format!("the candle engine does not have {dtype}; give f32, f16, bf16, q8_0 or q4_0"),
-            }),
-        }
-    }
-
-    /// The form in which the files have these; f32 where they differ, which holds all.
-    fn stored(files: &dyn Source, parts: &[(String, usize)]) -> Result<Self, EngineError> {
-        let mut types = parts.iter().map(|(name, _)| files.dtype(name));
-        let first = types.next().flatten();
-        Self::of(first.filter(|first| types.all(|other| other == Some(*first))).unwrap_or(Dtype::F32))
-    }
-
-    /// Reads matrices of `columns` columns one below the other, in the form asked for or in that of the files.
-    fn read(
-        form: Option<Self>,
-        files: &mut dyn Source,
-        parts: &[(String, usize)],
-        columns: usize,
-    ) -> Result<Matrix, EngineError> {
-        let rows = parts.iter().map(|p| p.1).sum();
-        match form.map_or_else(|| Self::stored(files, parts), Ok)? {
-            Self::Plain(float) => {
-                Ok(Matrix::Plain(tensor(files.read(parts, columns, float)?, &[rows, columns]).map_err(failed)?))
-            }
-            Self::Packed(bits) => Ok(Matrix::Packed(Arc::new(files.read_packed(parts, columns, bits)?))),
-        }
-    }
-}
-
-fn tensor(values: Values, shape: &[usize]) -> Result<Tensor, candle_core::Error> {
-    match values {
-        Values::F32(v) => Tensor::from_vec(v, shape, &Device::Cpu),
-        Values::F16(v) => Tensor::from_vec(v, shape, &Device::Cpu),
-        Values::Bf16(v) => Tensor::from_vec(v, shape, &Device::Cpu),
-    }
-}
-
-/// Reads all weights. Query, key and value become one matrix, gate and up another: fewer and larger products.
-fn read_model(
-    files: &mut dyn Source,
-    config: ModelConfig,
-    form: Option<Form>,
-    kernels: Kernels,
-    context: usize,
-) -> Result<Model, EngineError> {
-    let ModelConfig { hidden, intermediate, layers, vocab, tied, qkv_bias, o_bias, mlp_bias, .. } = config;
-    let (q, kv) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
-    if tied && files.dtype(OUTPUT).is_some() {
-        // transformers ties them too, whatever the file holds.
-        files.ignore(OUTPUT);
-    }
-    let embedding = Form::read(form, files, &[(EMBEDDING.into(), vocab)], hidden)?;
-    let output = if tied { embedding.clone() } else { Form::read(form, files, &[(OUTPUT.into(), vocab)], hidden)? };
-    let mut blocks = Vec::with_capacity(layers);
-    for i in 0..layers {
-        let name = |part: &str| format!("model.layers.{i}.{part}");
-        let qkv: Vec<(String, usize)> =
-            [("q", q), ("k", kv), ("v", kv)].map(|(n, rows)| (name(&format!("self_attn.{n}_proj")), rows)).into();
-        let o = vec![(name("self_attn.o_proj"), hidden)];
-        let gate_up: Vec<(String, usize)> =
-            ["gate", "up"].map(|n| (name(&format!("mlp.{n}_proj")), intermediate)).into();
-        let down = vec![(name("mlp.down_proj"), hidden)];
-        let with = |parts: &[(String, usize)], suffix: &str| -> Vec<(String, usize)> {
-            parts.iter().map(|(n, rows)| (format!("{n}.{suffix}"), *rows)).collect()
-        };
-        let mut linear = |parts: &[(String, usize)], columns: usize, bias: bool| {
-            let rows = parts.iter().map(|p| p.1).sum();
-            let weight = Form::read(form, files, &with(parts, "weight"), columns)?;
-            let bias = match bias {
-                true => Some(tensor(files.read(&with(parts, "bias"), 1, Float::F32)?, &[rows]).map_err(failed)?),
-                false => None,
-            };
-            Ok::<_, EngineError>(forward::Linear { weight, bias })
-        };
-        blocks.push(Layer {
-            qkv: linear(&qkv, hidden, qkv_bias)?,
-            o: linear(&o, q, o_bias)?,
-            gate_up: linear(&gate_up, hidden, mlp_bias)?,
-            down: linear(&down, intermediate, mlp_bias)?,
-            attention_norm: vector(files, name("input_layernorm.weight"), hidden)?,
-            mlp_norm: vector(files, name("post_attention_layernorm.weight"), hidden)?,
-        });
-    }
-    let norm = vector(files, "model.norm.weight".into(), hidden)?;
-    let rope = Rope::new(&config.rope_frequencies(), context);
-    Ok(Model {
-        config,
-        kernels,
-        embedding,
-        output: forward::Linear { weight: output, bias: None },
-        norm,
-        rope,
-        layers: blocks,
-    })
-}
-
-/// A norm's weights, always f32.
-fn vector(files: &mut dyn Source, name: String, width: usize) -> Result<Tensor, EngineError> {
-    tensor(files.read(&[(name, width)], 1, Float::F32)?, &[width]).map_err(failed)
 }
 
 #[cfg(test)]

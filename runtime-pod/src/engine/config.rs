@@ -1,34 +1,19 @@
-//! A model's `config.json`, checked: what the candle engine needs of it, and nothing optional that must be there.
+//! What a decoder-only transformer is, whatever its family calls it: the neutral form that an engine computes.
+//!
+//! It comes out of a model's `config.json` ([`ModelConfig::read`], with one file a family of configurations in
+//! [`super::architecture`]) or out of a GGUF file's metadata. Which weights there are follows from it; where they lie in the files
+//! is a [`super::layout::Layout`]'s to say.
 
-use std::path::{Path, PathBuf};
+pub(super) mod fields;
+#[cfg(test)]
+mod tests;
 
-use serde_json::{Map, Value};
+use std::path::Path;
 
+pub use crate::cpu::activation::Activation;
+
+use super::architecture::Architecture;
 use super::{EngineError, Work};
-
-/// Largest `config.json` that is read, in bytes.
-const MAX_CONFIG_BYTES: u64 = 1 << 20;
-/// Widest vector (hidden, intermediate) that is accepted; beyond it a product of two could overflow a tensor's size.
-const MAX_WIDTH: usize = 1 << 20;
-
-/// The families whose forward pass the engine knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Architecture {
-    /// `LlamaForCausalLM`.
-    Llama,
-    /// `Qwen2ForCausalLM`: Llama with biases on query, key and value.
-    Qwen2,
-}
-
-impl Architecture {
-    /// The name as `model_type` has it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Llama => "llama",
-            Self::Qwen2 => "qwen2",
-        }
-    }
-}
 
 /// How rotary frequencies are stretched for contexts beyond the trained one.
 #[derive(Debug, Clone, PartialEq)]
@@ -58,7 +43,81 @@ pub enum RopeScaling {
     },
 }
 
-/// A checked model configuration.
+/// How a model knows where a token stands.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Positions {
+    /// The first values of each head's query and key are turned, the first half of them against the second.
+    Rotary {
+        /// How many values are turned; even, at most a head's width.
+        dim: usize,
+        /// Base of the frequencies.
+        theta: f32,
+        /// Stretching of the frequencies.
+        scaling: RopeScaling,
+    },
+    /// A table of `max_positions` rows, added to the embedding.
+    Learned,
+    /// Scores fall with distance, in each head by a slope of its own.
+    Alibi,
+}
+
+/// How rows are normalised.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormKind {
+    /// By the root of the mean square, with weights.
+    Rms,
+    /// By mean and variance, with weights and biases.
+    Layer,
+}
+
+/// How attention and MLP of a block follow each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Residual {
+    /// The MLP reads what attention has been added to, through a norm of its own.
+    Serial,
+    /// Both read the block's input, each through a norm of its own, and both are added to it.
+    Parallel,
+    /// Both read the block's input through the same norm.
+    ParallelOneNorm,
+}
+
+/// Factors that most families leave at 1.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Scales {
+    /// Of the embedding.
+    pub embedding: f32,
+    /// Of attention's scores; see [`ModelConfig::attention_scale`].
+    pub attention: f32,
+    /// Attention's scores are divided by the layer's number too, counted from 1.
+    pub attention_by_layer: bool,
+    /// Of what attention and MLP add to the residual stream.
+    pub residual: f32,
+    /// Of the logits.
+    pub logits: f32,
+}
+
+impl Scales {
+    /// None but 1 / sqrt(`head_dim`) for attention.
+    pub fn plain(head_dim: usize) -> Self {
+        let attention = 1.0 / (head_dim as f32).sqrt();
+        Self { embedding: 1.0, attention, attention_by_layer: false, residual: 1.0, logits: 1.0 }
+    }
+}
+
+/// Which matrices have a bias.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Biases {
+    /// Query, key and value.
+    pub qkv: bool,
+    /// Attention's output.
+    pub o: bool,
+    /// The MLP.
+    pub mlp: bool,
+    /// The output layer.
+    pub output: bool,
+}
+
+/// A checked model configuration in neutral form.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModelConfig {
     /// Family.
@@ -73,76 +132,121 @@ pub struct ModelConfig {
     pub heads: usize,
     /// Key and value heads; divides `heads`.
     pub kv_heads: usize,
-    /// Width of one head; even.
+    /// Width of one head, at most 1024.
     pub head_dim: usize,
     /// Rows of embedding and output layer.
     pub vocab: usize,
-    /// Added to the mean square in RMSNorm.
-    pub norm_eps: f32,
-    /// Base of the rotary frequencies.
-    pub rope_theta: f32,
-    /// Stretching of the rotary frequencies.
-    pub rope_scaling: RopeScaling,
-    /// Tokens that the model was made for.
+    /// Tokens of a sequence for which the engine computes what the model was made for. Where it looks through a window, that is the
+    /// window's width: full attention is the same up to there.
     pub max_positions: usize,
+    /// How positions enter.
+    pub positions: Positions,
+    /// How rows are normalised.
+    pub norm: NormKind,
+    /// Added to the mean square or variance.
+    pub norm_eps: f32,
+    /// What is added to the norms' stored weights: 1 where a file has their distance from 1.
+    pub norm_offset: f32,
+    /// RMSNorm of each head's query and key, whatever `norm` is.
+    pub qk_norm: bool,
+    /// The embedding is normalised before the first block.
+    pub embedding_norm: bool,
+    /// Function inside the MLP.
+    pub activation: Activation,
+    /// The MLP is activation(gate) * up, else activation(up).
+    pub gated: bool,
+    /// How attention and MLP follow each other.
+    pub residual: Residual,
+    /// Factors.
+    pub scales: Scales,
+    /// Which matrices have a bias.
+    pub biases: Biases,
     /// Output layer and embedding are one matrix.
     pub tied: bool,
-    /// Biases on query, key and value.
-    pub qkv_bias: bool,
-    /// Bias on the attention's output.
-    pub o_bias: bool,
-    /// Biases in the MLP.
-    pub mlp_bias: bool,
 }
 
 impl ModelConfig {
     /// Reads and checks `config.json` in `dir`.
+    ///
+    /// # Errors
+    /// [`EngineError::Model`] that names the file, and where it is at fault the field and its value.
     pub fn read(dir: &Path) -> Result<Self, EngineError> {
         let path = dir.join("config.json");
-        let fail = |problem: String| EngineError::Model { path: path.clone(), problem };
-        let meta = std::fs::metadata(&path)
-            .map_err(|e| fail(format!("{e}; --model must name a directory with config.json and the weights")))?;
-        if meta.len() > MAX_CONFIG_BYTES {
-            return Err(fail(format!("{} bytes; a configuration has at most {MAX_CONFIG_BYTES}", meta.len())));
+        let json = fields::read(&path)?;
+        super::architecture::config(&fields::Fields::new(&path, &json))
+    }
+
+    /// Width of all query heads.
+    pub fn q_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Width of all key heads, and of all value heads.
+    pub fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Values of the table of learned positions.
+    pub fn position_values(&self) -> u64 {
+        match self.positions {
+            Positions::Learned => (self.max_positions * self.hidden) as u64,
+            Positions::Rotary { .. } | Positions::Alibi => 0,
         }
-        let text = std::fs::read(&path).map_err(|e| fail(e.to_string()))?;
-        let json: Value = serde_json::from_slice(&text).map_err(|e| fail(format!("not JSON: {e}")))?;
-        let Value::Object(fields) = json else { return Err(fail("not a JSON object".into())) };
-        Fields { path: &path, fields: &fields }.model()
+    }
+
+    /// Values of the embedding, and as many of an output layer of its own, its bias left out.
+    pub fn embedding_values(&self) -> u64 {
+        (self.vocab * self.hidden) as u64
+    }
+
+    /// Weights in one block's matrices.
+    fn block_products(&self) -> usize {
+        let (q, kv) = (self.q_width(), self.kv_width());
+        let inner = if self.gated { 3 } else { 2 } * self.hidden * self.intermediate;
+        self.hidden * (q + 2 * kv) + q * self.hidden + inner
     }
 
     /// Number of weights, a tied output layer counted once.
     pub fn parameters(&self) -> u64 {
-        let Self { hidden, intermediate, layers, vocab, .. } = *self;
-        let (q, kv) = (self.heads * self.head_dim, self.kv_heads * self.head_dim);
-        let bias = |on: bool, n: usize| if on { n } else { 0 };
-        let attention =
-            hidden * (q + 2 * kv) + q * hidden + bias(self.qkv_bias, q + 2 * kv) + bias(self.o_bias, hidden);
-        let mlp = 3 * hidden * intermediate + bias(self.mlp_bias, 2 * intermediate + hidden);
-        let ends = vocab * hidden * if self.tied { 1 } else { 2 } + hidden;
-        (layers * (attention + mlp + 2 * hidden) + ends) as u64
+        let Self { hidden, intermediate, layers, vocab, head_dim, .. } = *self;
+        let (q, kv) = (self.q_width(), self.kv_width());
+        let count = |on: bool, n: usize| if on { n } else { 0 };
+        let norm = hidden * if self.norm == NormKind::Layer { 2 } else { 1 };
+        let norms = norm * if self.residual == Residual::ParallelOneNorm { 1 } else { 2 };
+        let up = if self.gated { 2 * intermediate } else { intermediate };
+        let biases =
+            count(self.biases.qkv, q + 2 * kv) + count(self.biases.o, hidden) + count(self.biases.mlp, up + hidden);
+        let block = self.block_products() + norms + count(self.qk_norm, 2 * head_dim) + biases;
+        let ends = norm + count(self.embedding_norm, norm) + count(self.biases.output, vocab);
+        let embeddings = self.embedding_values() * if self.tied { 1 } else { 2 } + self.position_values();
+        (layers * block + ends) as u64 + embeddings
     }
 
     /// What one step costs, for weights of which a step reads `step_weight_bytes`.
     pub fn work(&self, step_weight_bytes: u64) -> Work {
-        let Self { hidden, intermediate, layers, vocab, heads, kv_heads, head_dim, .. } = *self;
-        let (q, kv) = (heads * head_dim, kv_heads * head_dim);
-        let block = hidden * (q + 2 * kv) + q * hidden + 3 * hidden * intermediate;
         Work {
             step_weight_bytes,
-            block_flops_per_token: (2 * layers * block) as u64,
-            output_flops_per_row: (2 * hidden * vocab) as u64,
-            attention_flops_per_position: (4 * layers * q) as u64,
+            block_flops_per_token: (2 * self.layers * self.block_products()) as u64,
+            output_flops_per_row: 2 * self.embedding_values(),
+            attention_flops_per_position: (4 * self.layers * self.q_width()) as u64,
         }
     }
 
-    /// Rotary angular frequencies, one for each pair of a head's values, as transformers computes them in f32.
+    /// Factor of the attention's scores in layer `layer`, counted from 0.
+    pub fn attention_scale(&self, layer: usize) -> f32 {
+        let Scales { attention, attention_by_layer, .. } = self.scales;
+        if attention_by_layer { attention / (layer + 1) as f32 } else { attention }
+    }
+
+    /// Rotary angular frequencies, one for each pair of a head's turned values, as transformers computes them in f32; none where
+    /// positions are not rotary.
     pub fn rope_frequencies(&self) -> Vec<f32> {
-        let base = (0..self.head_dim / 2).map(|i| {
-            let exponent = (2 * i) as f32 / self.head_dim as f32;
-            1.0 / self.rope_theta.powf(exponent)
+        let Positions::Rotary { dim, theta, scaling } = &self.positions else { return Vec::new() };
+        let base = (0..dim / 2).map(|i| {
+            let exponent = (2 * i) as f32 / *dim as f32;
+            1.0 / theta.powf(exponent)
         });
-        match &self.rope_scaling {
+        match scaling {
             RopeScaling::None => base.collect(),
             RopeScaling::Divided { factors } => base.zip(factors).map(|(f, factor)| f / factor).collect(),
             RopeScaling::Linear { factor } => base.map(|f| f / factor).collect(),
@@ -162,247 +266,16 @@ impl ModelConfig {
                 .collect(),
         }
     }
-}
 
-/// One JSON object of the configuration, with errors that name file and field.
-struct Fields<'a> {
-    path: &'a PathBuf,
-    fields: &'a Map<String, Value>,
-}
-
-impl Fields<'_> {
-    fn fail<T>(&self, problem: impl Into<String>) -> Result<T, EngineError> {
-        Err(EngineError::Model { path: self.path.clone(), problem: problem.into() })
-    }
-
-    /// The field, unless it is absent or null.
-    fn get(&self, name: &str) -> Option<&Value> {
-        self.fields.get(name).filter(|v| !v.is_null())
-    }
-
-    /// A whole number within 1..=max.
-    fn size(&self, name: &str, max: usize) -> Result<Option<usize>, EngineError> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        match value.as_u64().and_then(|v| usize::try_from(v).ok()) {
-            Some(v) if (1..=max).contains(&v) => Ok(Some(v)),
-            _ => self.fail(format!("{name}: {value} is not a whole number from 1 to {max}")),
+    /// By how much each head's scores fall with each position of distance, as in the paper on ALiBi (Press, Smith and Lewis, 2022),
+    /// with its detour for head counts that are no power of two; none where positions enter otherwise.
+    pub fn alibi_slopes(&self) -> Option<Vec<f32>> {
+        if self.positions != Positions::Alibi {
+            return None;
         }
-    }
-
-    fn required(&self, name: &str, max: usize) -> Result<usize, EngineError> {
-        match self.size(name, max)? {
-            Some(v) => Ok(v),
-            None => self.fail(format!("{name} is missing")),
-        }
-    }
-
-    /// A number above 0 that f32 holds.
-    fn positive(&self, name: &str) -> Result<Option<f32>, EngineError> {
-        let Some(value) = self.get(name) else { return Ok(None) };
-        match value.as_f64().map(|v| v as f32) {
-            Some(v) if v > 0.0 && v.is_finite() => Ok(Some(v)),
-            _ => self.fail(format!("{name}: {value} is not a number above 0")),
-        }
-    }
-
-    fn required_positive(&self, name: &str) -> Result<f32, EngineError> {
-        match self.positive(name)? {
-            Some(v) => Ok(v),
-            None => self.fail(format!("rope_scaling: {name} is missing")),
-        }
-    }
-
-    fn flag(&self, name: &str, default: bool) -> Result<bool, EngineError> {
-        match self.get(name) {
-            None => Ok(default),
-            Some(Value::Bool(b)) => Ok(*b),
-            Some(other) => self.fail(format!("{name}: {other} is neither true nor false")),
-        }
-    }
-
-    fn model(&self) -> Result<ModelConfig, EngineError> {
-        let architecture = match self.get("model_type").and_then(Value::as_str) {
-            Some("llama") => Architecture::Llama,
-            Some("qwen2") => Architecture::Qwen2,
-            Some(other) => {
-                return self.fail(format!(
-                    "model_type: {other:?} is not an architecture of the candle engine (it has: llama, qwen2); \
-                     choose another engine or another artifact of the model"
-                ));
-            }
-            None => return self.fail("model_type is missing or not a string"),
-        };
-        if let Some(method) = self.get("quantization_config") {
-            let method = method["quant_method"].as_str().unwrap_or("of unknown kind");
-            return self.fail(format!(
-                "quantization_config: {method}: the candle engine takes unquantised safetensors (f32, f16, bf16) only"
-            ));
-        }
-        if let Some(act) = self.get("hidden_act").filter(|a| a.as_str() != Some("silu")) {
-            return self.fail(format!("hidden_act: {act} is not implemented; only \"silu\" is"));
-        }
-        if self.flag("use_sliding_window", false)? {
-            return self.fail("use_sliding_window: true is not implemented; full attention only");
-        }
-        if let Some(part) = self.get("partial_rotary_factor").filter(|p| p.as_f64() != Some(1.0)) {
-            return self.fail(format!("partial_rotary_factor: {part} is not implemented; only 1.0 is"));
-        }
-
-        let hidden = self.required("hidden_size", MAX_WIDTH)?;
-        let heads = self.required("num_attention_heads", 4096)?;
-        let kv_heads = self.size("num_key_value_heads", 4096)?.unwrap_or(heads);
-        if heads % kv_heads != 0 {
-            return self.fail(format!(
-                "num_attention_heads: {heads} is not a multiple of num_key_value_heads, which is {kv_heads}"
-            ));
-        }
-        let head_dim = match self.size("head_dim", 1024)? {
-            Some(dim) => dim,
-            None if hidden % heads == 0 => hidden / heads,
-            None => {
-                return self.fail(format!("hidden_size: {hidden} is not a multiple of num_attention_heads: {heads}"));
-            }
-        };
-        if head_dim % 2 != 0 || head_dim > 1024 {
-            return self.fail(format!("head_dim: {head_dim} must be even and at most 1024"));
-        }
-
-        // Newer files keep the base and the scaling together.
-        let nested = match self.get("rope_parameters").or_else(|| self.get("rope_scaling")) {
-            None => None,
-            Some(Value::Object(fields)) => Some(Fields { path: self.path, fields }),
-            Some(other) => return self.fail(format!("rope_scaling: {other} is not an object")),
-        };
-        let theta = match &nested {
-            Some(fields) => fields.positive("rope_theta")?,
-            None => None,
-        };
-        let llama = architecture == Architecture::Llama;
-        let attention_bias = llama && self.flag("attention_bias", false)?;
-        Ok(ModelConfig {
-            architecture,
-            hidden,
-            intermediate: self.required("intermediate_size", MAX_WIDTH)?,
-            layers: self.required("num_hidden_layers", 1024)?,
-            heads,
-            kv_heads,
-            head_dim,
-            vocab: self.required("vocab_size", 1 << 24)?,
-            norm_eps: self.positive("rms_norm_eps")?.unwrap_or(1e-6),
-            rope_theta: theta.or(self.positive("rope_theta")?).unwrap_or(10_000.0),
-            rope_scaling: nested.map_or(Ok(RopeScaling::None), |fields| fields.rope_scaling())?,
-            max_positions: self.required("max_position_embeddings", 1 << 30)?,
-            tied: self.flag("tie_word_embeddings", false)?,
-            qkv_bias: !llama || attention_bias,
-            o_bias: attention_bias,
-            mlp_bias: llama && self.flag("mlp_bias", false)?,
-        })
-    }
-
-    fn rope_scaling(&self) -> Result<RopeScaling, EngineError> {
-        let kind = self.get("rope_type").or_else(|| self.get("type")).and_then(Value::as_str);
-        match kind {
-            None | Some("default") => Ok(RopeScaling::None),
-            Some("linear") => Ok(RopeScaling::Linear { factor: self.required_positive("factor")? }),
-            Some("llama3") => {
-                let low_freq_factor = self.required_positive("low_freq_factor")?;
-                let high_freq_factor = self.required_positive("high_freq_factor")?;
-                if high_freq_factor <= low_freq_factor {
-                    return self.fail(format!(
-                        "rope_scaling: high_freq_factor: {high_freq_factor} must be above low_freq_factor: {low_freq_factor}"
-                    ));
-                }
-                Ok(RopeScaling::Llama3 {
-                    factor: self.required_positive("factor")?,
-                    low_freq_factor,
-                    high_freq_factor,
-                    original_context: self.required_positive("original_max_position_embeddings")?,
-                })
-            }
-            Some(other) => self.fail(format!("rope_scaling: type {other:?} is not implemented; linear and llama3 are")),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use serde_json::json;
-
-    fn read(change: impl Fn(&mut Value)) -> Result<ModelConfig, String> {
-        let mut json = json!({
-            "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-            "num_attention_heads": 9, "num_key_value_heads": 3, "vocab_size": 49152, "rms_norm_eps": 1e-5,
-            "rope_theta": 10000.0, "max_position_embeddings": 8192, "tie_word_embeddings": true, "hidden_act": "silu"
-        });
-        change(&mut json);
-        let dir = tempfile::tempdir().unwrap();
-        std::fs::write(dir.path().join("config.json"), json.to_string()).unwrap();
-        ModelConfig::read(dir.path()).map_err(|e| e.to_string())
-    }
-
-    #[test]
-    fn a_true_configuration() {
-        let config = read(|_| ()).unwrap();
-        assert_eq!(config.parameters(), 134_515_008);
-        assert_eq!((config.head_dim, config.kv_heads, config.qkv_bias), (64, 3, false));
-        let new_style = read(|c| {
-            c["rope_parameters"] = json!({"rope_type": "default", "rope_theta": 5e5});
-            c.as_object_mut().unwrap().remove("rope_theta");
-        });
-        assert_eq!(new_style.unwrap().rope_theta, 5e5);
-        let qwen = read(|c| c["model_type"] = json!("qwen2")).unwrap();
-        assert!(qwen.qkv_bias && !qwen.o_bias && !qwen.mlp_bias);
-    }
-
-    #[test]
-    fn linear_scaling_divides_every_frequency() {
-        let plain = read(|_| ()).unwrap().rope_frequencies();
-        let scaled = read(|c| c["rope_scaling"] = json!({"type": "linear", "factor": 4.0})).unwrap().rope_frequencies();
-        assert_eq!(plain[0], 1.0);
-        assert!(plain.iter().zip(&scaled).all(|(p, s)| p / 4.0 == *s));
-    }
-
-    #[test]
-    fn absurd_configurations_are_refused_by_field() {
-        type Change = fn(&mut Value);
-        let cases: &[(Change, &str)] = &[
-            (|c| c["model_type"] = json!("gpt2"), "model_type: \"gpt2\""),
-            (|c| c["model_type"] = Value::Null, "model_type is missing"),
-            (|c| c["hidden_size"] = json!(0), "hidden_size: 0"),
-            (|c| c["hidden_size"] = json!(-5), "hidden_size: -5"),
-            (|c| c["hidden_size"] = json!("576"), "hidden_size: \"576\""),
-            (|c| c["hidden_size"] = json!(u64::MAX), "hidden_size: 18446744073709551615"),
-            (|c| c["hidden_size"] = json!(577), "hidden_size: 577 is not a multiple"),
-            (|c| c["num_hidden_layers"] = json!(1_000_000), "num_hidden_layers: 1000000"),
-            (|c| c["num_key_value_heads"] = json!(2), "num_attention_heads: 9 is not a multiple"),
-            (|c| c["head_dim"] = json!(63), "head_dim: 63"),
-            (|c| c["vocab_size"] = Value::Null, "vocab_size is missing"),
-            (|c| c["vocab_size"] = json!(1u64 << 40), "vocab_size: 1099511627776"),
-            (|c| c["rms_norm_eps"] = json!(-1.0), "rms_norm_eps: -1.0"),
-            (|c| c["rope_theta"] = json!(0), "rope_theta: 0"),
-            (|c| c["rope_theta"] = json!(1e300), "rope_theta: 1e+300"),
-            (|c| c["rope_scaling"] = json!({"rope_type": "yarn", "factor": 4.0}), "\"yarn\" is not implemented"),
-            (|c| c["rope_scaling"] = json!({"rope_type": "linear"}), "factor is missing"),
-            (|c| c["rope_scaling"] = json!({"rope_type": "linear", "factor": -2}), "factor: -2"),
-            (|c| c["rope_scaling"] = json!(4), "rope_scaling: 4 is not an object"),
-            (
-                |c| {
-                    c["rope_scaling"] = json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4,
-                        "high_freq_factor": 4, "original_max_position_embeddings": 8192});
-                },
-                "high_freq_factor: 4 must be above",
-            ),
-            (|c| c["hidden_act"] = json!("gelu"), "hidden_act: \"gelu\""),
-            (|c| c["tie_word_embeddings"] = json!("yes"), "tie_word_embeddings: \"yes\""),
-            (|c| c["quantization_config"] = json!({"quant_method": "gptq"}), "quantization_config: gptq"),
-            (|c| c["use_sliding_window"] = json!(true), "use_sliding_window"),
-            (|c| c["partial_rotary_factor"] = json!(0.5), "partial_rotary_factor: 0.5"),
-            (|c| *c = json!([]), "not a JSON object"),
-        ];
-        for (change, want) in cases {
-            let error = read(change).unwrap_err();
-            assert!(error.contains(want) && error.contains("config.json"), "wanted {want:?} in {error:?}");
-        }
+        let power = 1usize << self.heads.ilog2();
+        let slope = |step: f64, i: usize| (-step * i as f64 / power as f64).exp2() as f32;
+        let whole = (1..=power).map(|i| slope(8.0, i));
+        Some(whole.chain((0..self.heads - power).map(|i| slope(4.0, 2 * i + 1))).collect())
     }
 }

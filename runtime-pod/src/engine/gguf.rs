@@ -4,6 +4,7 @@
 
 pub mod config;
 pub mod contents;
+mod layout;
 pub mod weights;
 
 use std::collections::HashMap;

@@ -139,6 +139,16 @@ impl Engine for LlamaCppEngine {
         Ok(())
     }
 
+    fn copy_prefix(&mut self, from: usize, to: usize, tokens: usize) -> Result<bool, EngineError> {
+        self.slots.copy(from, to, tokens)?;
+        let (from, to) = (self.rows.claim(from), self.rows.claim(to));
+        if from != to {
+            self.context.copy(from, to);
+        }
+        self.context.cut(to, tokens);
+        Ok(true)
+    }
+
     fn release(&mut self, slot: usize) {
         self.slots.clear(slot);
         if let Some(row) = self.rows.release(slot) {

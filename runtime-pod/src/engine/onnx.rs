@@ -130,6 +130,13 @@ impl Engine for OnnxEngine {
         Ok(())
     }
 
+    fn copy_prefix(&mut self, from: usize, to: usize, tokens: usize) -> Result<bool, EngineError> {
+        self.slots.copy(from, to, tokens)?;
+        let (from, to) = (self.rows.claim(from), self.rows.claim(to));
+        self.cache.copy(from, to, tokens);
+        Ok(true)
+    }
+
     fn release(&mut self, slot: usize) {
         self.slots.clear(slot);
         self.rows.release(slot);

@@ -32,6 +32,19 @@ impl Slots {
         }
     }
 
+    /// Counts `to` as holding the first `tokens` tokens of `from`, and nothing else, if it can.
+    pub(super) fn copy(&mut self, from: usize, to: usize, tokens: usize) -> Result<(), EngineError> {
+        let held = self.lengths.get(from).copied().unwrap_or(0);
+        if tokens > held || to >= self.lengths.len() {
+            return misuse(format!(
+                "{tokens} tokens of slot {from}, which holds {held}, to slot {to} of {}",
+                self.lengths.len()
+            ));
+        }
+        self.lengths[to] = tokens;
+        Ok(())
+    }
+
     /// Checks a call of `prefill`, with the length of its logits.
     pub(super) fn check_prefill(&self, slot: usize, tokens: &[u32], logits: Option<usize>) -> Result<(), EngineError> {
         self.check(slot, tokens)?;

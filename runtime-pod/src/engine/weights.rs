@@ -13,6 +13,9 @@ use half::{bf16, f16};
 use safetensors::tensor::Metadata;
 use serde_json::Value;
 
+use super::architecture;
+use super::config::ModelConfig;
+use super::layout::{Layout, NormLayout, Part};
 use super::{Dtype, EngineError, Float};
 use crate::cpu::packed::{self, BLOCK, Bits, Packed};
 
@@ -34,22 +37,48 @@ pub enum Values {
     Bf16(Vec<bf16>),
 }
 
-/// Files that hold a model's weights, under the names that Hugging Face's files of Llama and Qwen2 have.
+/// Files that hold a model's weights.
 pub trait Source {
+    /// Where the files have the weights of a model of this configuration.
+    fn layout(&self, config: &ModelConfig) -> Layout;
+
     /// Type of a tensor in its file; `None` where there is none, or of a type that is not implemented.
     fn dtype(&self, name: &str) -> Option<Dtype>;
 
-    /// Reads tensors of `columns` columns (rows of each beside its name; a vector has one column) one below the other.
-    fn read(&mut self, parts: &[(String, usize)], columns: usize, dtype: Float) -> Result<Values, EngineError>;
+    /// Reads parts of `columns` columns (a vector has one) one below the other.
+    fn read(&mut self, parts: &[Part], columns: usize, dtype: Float) -> Result<Values, EngineError>;
 
     /// The same, packed; weights that are not stored so are rounded.
-    fn read_packed(&mut self, parts: &[(String, usize)], columns: usize, bits: Bits) -> Result<Packed, EngineError>;
-
-    /// Takes a tensor as read that the model does not need.
-    fn ignore(&mut self, name: &str);
+    fn read_packed(&mut self, parts: &[Part], columns: usize, bits: Bits) -> Result<Packed, EngineError>;
 
     /// Fails when a tensor of the model proper was not read: then the configuration describes another model.
-    fn finish(&self) -> Result<(), EngineError>;
+    fn finish(&self, layout: &Layout) -> Result<(), EngineError>;
+}
+
+/// A vector of norms or biases, which are f32 in memory whatever they are in the files.
+///
+/// # Errors
+/// As for [`Source::read`].
+pub fn read_vector(files: &mut dyn Source, parts: &[Part]) -> Result<Vec<f32>, EngineError> {
+    match files.read(parts, 1, Float::F32)? {
+        Values::F32(values) => Ok(values),
+        Values::F16(_) | Values::Bf16(_) => Err(EngineError::Compute("weights of another type than asked for".into())),
+    }
+}
+
+/// A norm's weights, the configuration's offset added, and its biases.
+///
+/// # Errors
+/// As for [`Source::read`].
+pub fn read_norm(
+    files: &mut dyn Source,
+    norm: &NormLayout,
+    config: &ModelConfig,
+) -> Result<(Vec<f32>, Option<Vec<f32>>), EngineError> {
+    let mut weight = read_vector(files, std::slice::from_ref(&norm.weight))?;
+    weight.iter_mut().for_each(|w| *w += config.norm_offset);
+    let bias = norm.bias.as_ref().map(|bias| read_vector(files, std::slice::from_ref(bias))).transpose()?;
+    Ok((weight, bias))
 }
 
 /// Where one tensor lies.
@@ -132,51 +161,99 @@ impl Checkpoint {
         Ok(())
     }
 
-    fn stack<T: Weight>(&self, parts: &[(String, usize)], rows: usize, columns: usize) -> Result<Vec<T>, EngineError> {
-        let mut values = zeroed_on_huge_pages::<T>(rows * columns);
-        let mut rest = values.as_mut_slice();
-        for (name, height) in parts {
-            let (into, after) = rest.split_at_mut(height * columns);
-            rest = after;
-            let entry = &self.entries[name];
-            let (path, file) = &self.shards[entry.shard];
-            let done = if entry.dtype == T::DTYPE {
-                file.read_exact_at(bytemuck::cast_slice_mut(into), entry.offset).map_err(|e| e.to_string())
-            } else {
-                match entry.dtype {
-                    Float::F32 => convert::<f32, T>(file, entry.offset, into),
-                    Float::F16 => convert::<f16, T>(file, entry.offset, into),
-                    Float::Bf16 => convert::<bf16, T>(file, entry.offset, into),
-                }
-            };
-            done.map_err(|e| fail(path, format!("{name}: {e}")))?;
-        }
-        Ok(values)
-    }
-}
-
-impl Source for Checkpoint {
-    fn dtype(&self, name: &str) -> Option<Dtype> {
-        self.entries.get(name).map(|e| e.dtype.into())
-    }
-
-    fn read(&mut self, parts: &[(String, usize)], columns: usize, dtype: Float) -> Result<Values, EngineError> {
-        let mut rows = 0;
-        for (name, height) in parts {
+    /// Checks that the parts' tensors are there and of the right shape, so that what is allocated for them is in the file too; gives
+    /// their rows.
+    fn claim(&mut self, parts: &[Part], columns: usize) -> Result<usize, EngineError> {
+        for Part { name, stored, transposed, .. } in parts {
             let Some(entry) = self.entries.get(name) else {
                 return Err(fail(&self.dir, format!("no tensor {name} in its safetensors; config.json describes one")));
             };
-            let want: &[usize] = if columns == 1 { &[*height] } else { &[*height, columns] };
+            let want: &[usize] = match (columns, transposed) {
+                (1, false) => &[*stored],
+                (_, false) => &[*stored, columns],
+                (_, true) => &[columns, *stored],
+            };
             if entry.shape != want {
                 let path = &self.shards[entry.shard].0;
                 let problem = format!("{name} has shape {:?}, but config.json asks for {want:?}", entry.shape);
                 return Err(fail(path, problem));
             }
-            rows += height;
         }
-        for (name, _) in parts {
-            self.unused.remove(name);
+        for part in parts {
+            self.unused.remove(&part.name);
         }
+        Ok(parts.iter().map(|part| part.rows).sum())
+    }
+
+    /// The values of parts that have been claimed.
+    fn stack<T: Weight>(&self, parts: &[Part], rows: usize, columns: usize) -> Result<Vec<T>, EngineError> {
+        let mut values = zeroed_on_huge_pages::<T>(rows * columns);
+        let mut rest = values.as_mut_slice();
+        for part in parts {
+            let (into, after) = rest.split_at_mut(part.rows * columns);
+            rest = after;
+            let entry = &self.entries[&part.name];
+            let (path, file) = &self.shards[entry.shard];
+            let done = if part.transposed {
+                turn_over(file, entry, part, columns, into)
+            } else {
+                let mut into = into;
+                part.runs().try_for_each(|(first, count)| {
+                    let (run, rest) = std::mem::take(&mut into).split_at_mut(count * columns);
+                    into = rest;
+                    entry.read(file, first * columns, run)
+                })
+            };
+            done.map_err(|e| fail(path, format!("{}: {e}", part.name)))?;
+        }
+        Ok(values)
+    }
+}
+
+impl Entry {
+    /// Values from the tensor's value `first` on.
+    fn read<T: Weight>(&self, file: &File, first: usize, into: &mut [T]) -> Result<(), String> {
+        let offset = self.offset + (first * self.dtype.bytes()) as u64;
+        if self.dtype == T::DTYPE {
+            return file.read_exact_at(bytemuck::cast_slice_mut(into), offset).map_err(|e| e.to_string());
+        }
+        match self.dtype {
+            Float::F32 => convert::<f32, T>(file, offset, into),
+            Float::F16 => convert::<f16, T>(file, offset, into),
+            Float::Bf16 => convert::<bf16, T>(file, offset, into),
+        }
+    }
+}
+
+/// Reads a tensor that is stored as (columns, rows) into rows, a few of the stored rows at a time.
+fn turn_over<T: Weight>(file: &File, entry: &Entry, part: &Part, columns: usize, into: &mut [T]) -> Result<(), String> {
+    let most = (CONVERT_CHUNK / part.stored).clamp(1, columns);
+    let mut strip = vec![T::zeroed(); most * part.stored];
+    for first in (0..columns).step_by(most) {
+        let count = most.min(columns - first);
+        let strip = &mut strip[..count * part.stored];
+        entry.read(file, first * part.stored, strip)?;
+        for (row, into) in into.chunks_exact_mut(columns).enumerate() {
+            let at = part.row(row);
+            for (column, to) in into[first..first + count].iter_mut().enumerate() {
+                *to = strip[column * part.stored + at];
+            }
+        }
+    }
+    Ok(())
+}
+
+impl Source for Checkpoint {
+    fn layout(&self, config: &ModelConfig) -> Layout {
+        architecture::layout(config, &|name| self.entries.contains_key(name))
+    }
+
+    fn dtype(&self, name: &str) -> Option<Dtype> {
+        self.entries.get(name).map(|e| e.dtype.into())
+    }
+
+    fn read(&mut self, parts: &[Part], columns: usize, dtype: Float) -> Result<Values, EngineError> {
+        let rows = self.claim(parts, columns)?;
         match dtype {
             Float::F32 => Ok(Values::F32(self.stack(parts, rows, columns)?)),
             Float::F16 => Ok(Values::F16(self.stack(parts, rows, columns)?)),
@@ -184,20 +261,17 @@ impl Source for Checkpoint {
         }
     }
 
-    fn ignore(&mut self, name: &str) {
-        self.unused.remove(name);
-    }
-
-    fn read_packed(&mut self, parts: &[(String, usize)], columns: usize, bits: Bits) -> Result<Packed, EngineError> {
+    fn read_packed(&mut self, parts: &[Part], columns: usize, bits: Bits) -> Result<Packed, EngineError> {
         if !columns.is_multiple_of(BLOCK) {
             let problem =
                 format!("rows of {columns} weights cannot be cut into blocks of {BLOCK}; choose another --dtype");
             return Err(fail(&self.dir, problem));
         }
-        let mut packed = Packed::new(bits, columns, parts.iter().map(|p| p.1).collect());
+        self.claim(parts, columns)?;
+        let mut packed = Packed::new(bits, columns, parts.iter().map(|p| p.rows).collect());
         let (mut row, mut raw) = (0, Vec::new());
         for part in parts {
-            let Values::F32(values) = self.read(std::slice::from_ref(part), columns, Float::F32)? else { continue };
+            let values: Vec<f32> = self.stack(std::slice::from_ref(part), part.rows, columns)?;
             for values in values.chunks_exact(columns) {
                 packed::quantize(values, bits, &mut raw);
                 packed.set_row(row, &raw);
@@ -207,8 +281,11 @@ impl Source for Checkpoint {
         Ok(packed)
     }
 
-    fn finish(&self) -> Result<(), EngineError> {
-        match self.unused.iter().find(|n| (n.starts_with("model.") || n.starts_with("lm_head.")) && !is_buffer(n)) {
+    fn finish(&self, layout: &Layout) -> Result<(), EngineError> {
+        let roots = layout.roots();
+        let owned = |name: &str| name.split('.').next().is_some_and(|root| roots.contains(root));
+        let ignored = |name: &String| layout.ignored.contains(name) || is_buffer(name);
+        match self.unused.iter().find(|name| owned(name) && !ignored(name)) {
             None => Ok(()),
             Some(name) => {
                 let path = &self.shards[self.entries[name].shard].0;
@@ -220,7 +297,9 @@ impl Source for Checkpoint {
 
 /// Tensors that old files carry along and that are computed from the configuration.
 fn is_buffer(name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".attn.masked_bias") || name.ends_with(".attention.bias")
+    const ENDS: [&str; 5] =
+        [".rotary_emb.inv_freq", ".attn.bias", ".attn.masked_bias", ".attention.bias", ".attention.masked_bias"];
+    ENDS.iter().any(|end| name.ends_with(end))
 }
 
 fn fail(path: &Path, problem: String) -> EngineError {

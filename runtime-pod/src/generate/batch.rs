@@ -10,12 +10,16 @@ use crate::engine::{Engine, EngineError, SlotToken};
 
 /// Prompt tokens given to the engine at once: a stop signal is seen between two chunks.
 const PREFILL_CHUNK: usize = 512;
+/// Fewer common tokens than these are computed again: they cost less than the results would gain in clearness.
+const LEAST_SHARED: usize = 16;
 
 /// A sequence in flight.
 struct Sequence {
     slot: usize,
     id: u64,
-    prompt_tokens: usize,
+    prompt: Vec<u32>,
+    /// How many of the prompt's tokens were taken over from another sequence.
+    cached: usize,
     /// `max_tokens`, cut to what the context leaves over.
     limit: usize,
     ignore_eos: bool,
@@ -40,12 +44,21 @@ enum Halt {
     Engine(EngineError),
 }
 
+/// A slot without a sequence in flight.
+struct Free {
+    slot: usize,
+    /// The prompt of the sequence that was in it, which it holds until the next one comes: both may begin alike.
+    left: Vec<u32>,
+}
+
 pub(super) struct Batch<'a> {
     engine: &'a mut dyn Engine,
     detokenizer: &'a dyn Detokenizer,
     workload: &'a mut dyn Workload,
     active: Vec<Sequence>,
-    free: Vec<usize>,
+    free: Vec<Free>,
+    /// Whether what prompts begin with may be taken over.
+    shares: bool,
     logits: Vec<f32>,
     vocab: usize,
     context: usize,
@@ -57,6 +70,7 @@ impl<'a> Batch<'a> {
         engine: &'a mut dyn Engine,
         detokenizer: &'a dyn Detokenizer,
         workload: &'a mut dyn Workload,
+        shares: bool,
     ) -> Self {
         let info = engine.info();
         let (slots, vocab, context) = (info.slots, info.vocab_size, info.context_length);
@@ -65,7 +79,8 @@ impl<'a> Batch<'a> {
             detokenizer,
             workload,
             active: Vec::with_capacity(slots),
-            free: (0..slots).rev().collect(),
+            free: (0..slots).rev().map(|slot| Free { slot, left: Vec::new() }).collect(),
+            shares,
             logits: vec![0.0; slots * vocab],
             vocab,
             context,
@@ -79,6 +94,7 @@ impl<'a> Batch<'a> {
             self.summary.unfinished.push(sequence.id);
             self.engine.release(sequence.slot);
         }
+        self.empty_free();
         self.summary.unfinished.sort_unstable();
         match halt {
             Some(Halt::Engine(error)) => Err(RunError { error, summary: Box::new(self.summary) }),
@@ -99,9 +115,44 @@ impl<'a> Batch<'a> {
             if self.active.is_empty() {
                 return Ok(());
             }
+            // Nobody comes before the next step: what is left in free slots would only be in its way.
+            self.empty_free();
             self.check_stop()?;
             self.decode()?;
         }
+    }
+
+    fn empty_free(&mut self) {
+        for free in self.free.iter_mut().filter(|free| !free.left.is_empty()) {
+            free.left.clear();
+            self.engine.release(free.slot);
+        }
+    }
+
+    /// A free slot for a prompt, and how many of its first tokens it holds: those of a sequence in flight or just finished.
+    /// One token at least is left over, since logits come with a token.
+    fn place(&mut self, prompt: &[u32]) -> Result<(usize, usize), EngineError> {
+        let common = |other: &[u32]| {
+            let alike = prompt.iter().zip(other).take_while(|(a, b)| a == b).count().min(prompt.len() - 1);
+            if self.shares && alike >= LEAST_SHARED { alike } else { 0 }
+        };
+        // Of equals the last: slots are taken from the end.
+        let best = self.free.iter().enumerate().max_by_key(|(_, free)| common(&free.left));
+        let (at, mut held) = best.map_or((0, 0), |(at, free)| (at, common(&free.left)));
+        let donor = self.active.iter().map(|s| (common(&s.prompt), s.slot)).max_by_key(|(alike, _)| *alike);
+        let donor = donor.filter(|(alike, _)| *alike > held);
+        // The caller has seen to it that a slot is free.
+        let at = if donor.is_some() { self.free.len().saturating_sub(1) } else { at };
+        let Free { slot, left } = self.free.remove(at);
+        let from = donor.map_or(slot, |(_, from)| from);
+        held = donor.map_or(held, |(alike, _)| alike);
+        if held > 0 && self.engine.copy_prefix(from, slot, held)? {
+            return Ok((slot, held));
+        }
+        if !left.is_empty() {
+            self.engine.release(slot);
+        }
+        Ok((slot, 0))
     }
 
     fn check_stop(&self) -> Result<(), Halt> {
@@ -113,11 +164,8 @@ impl<'a> Batch<'a> {
         self.summary.requests += 1;
         let taken_at = self.workload.now();
         let (id, prompt_tokens) = (request.id, request.prompt.len());
-        let prompt = match self.checked(request) {
-            Ok((prompt, sequence)) => {
-                self.active.push(sequence);
-                prompt
-            }
+        let sequence = match self.checked(request) {
+            Ok(sequence) => sequence,
             Err(problem) => {
                 self.summary.failed += 1;
                 let prompt_tokens = prompt_tokens as u32;
@@ -126,20 +174,27 @@ impl<'a> Batch<'a> {
                 return Ok(());
             }
         };
-        let at = self.active.len() - 1;
         let began = self.workload.now();
+        let (slot, cached) = self.place(&sequence.prompt).map_err(Halt::Engine)?;
+        self.active.push(Sequence { slot, cached, ..sequence });
+        let at = self.active.len() - 1;
         self.active[at].timings.queued = began.saturating_sub(taken_at);
-        let last = prompt_tokens.div_ceil(PREFILL_CHUNK) - 1;
-        for (i, chunk) in prompt.chunks(PREFILL_CHUNK).enumerate() {
+        self.summary.cached_tokens += cached as u64;
+        let last = (prompt_tokens - cached).div_ceil(PREFILL_CHUNK) - 1;
+        // What was copied belongs to the first chunk's time.
+        let mut chunk_began = began;
+        for i in 0..=last {
             if i > 0 {
                 self.check_stop()?;
+                chunk_began = self.workload.now();
             }
-            let logits = (i == last).then_some(&mut self.logits[..self.vocab]);
-            let chunk_began = self.workload.now();
-            self.engine.prefill(self.active[at].slot, chunk, logits).map_err(Halt::Engine)?;
-            let took = self.step(Phase::Prefill, 1, chunk.len(), chunk_began);
+            let from = cached + i * PREFILL_CHUNK;
+            let chunk = from..(from + PREFILL_CHUNK).min(prompt_tokens);
+            let (tokens, logits) = (chunk.len(), (i == last).then_some(&mut self.logits[..self.vocab]));
+            self.engine.prefill(slot, &self.active[at].prompt[chunk], logits).map_err(Halt::Engine)?;
+            let took = self.step(Phase::Prefill, 1, tokens, chunk_began);
             self.active[at].timings.device_prefill += took;
-            self.summary.prompt_tokens += chunk.len() as u64;
+            self.summary.prompt_tokens += tokens as u64;
             self.summary.prefill += took;
         }
         let sequence = &mut self.active[at];
@@ -187,16 +242,30 @@ impl<'a> Batch<'a> {
             return;
         }
         let mut sequence = self.active.swap_remove(at);
-        self.engine.release(sequence.slot);
-        self.free.push(sequence.slot);
+        let prompt_tokens = sequence.prompt.len() as u32;
+        let mut left = std::mem::take(&mut sequence.prompt);
+        // Who knows what is in the cache of a sequence that went wrong.
+        if matches!(next, Next::Fails(_)) {
+            self.engine.release(sequence.slot);
+            left = Vec::new();
+        }
+        self.free.push(Free { slot: sequence.slot, left });
         sequence.timings.decode = self.workload.now().saturating_sub(sequence.first_token_at);
-        let Sequence { id, tokens, timings, prompt_tokens, .. } = sequence;
-        let prompt_tokens = prompt_tokens as u32;
+        let Sequence { id, tokens, timings, cached, .. } = sequence;
         match next {
             Next::GoesOn => {}
             Next::Ends(finish_reason, text) => {
                 self.summary.completed += 1;
-                self.workload.completed(Completion { id, tokens, text, finish_reason, prompt_tokens, timings });
+                let cached_tokens = cached as u32;
+                self.workload.completed(Completion {
+                    id,
+                    tokens,
+                    text,
+                    finish_reason,
+                    prompt_tokens,
+                    cached_tokens,
+                    timings,
+                });
             }
             Next::Fails(problem) => {
                 self.summary.failed += 1;
@@ -206,8 +275,8 @@ impl<'a> Batch<'a> {
         }
     }
 
-    /// A request's prompt and its sequence in a free slot, or why it cannot be run.
-    fn checked(&mut self, request: Request) -> Result<(Vec<u32>, Sequence), RequestProblem> {
+    /// A request's sequence, in no slot yet, or why it cannot be run.
+    fn checked(&self, request: Request) -> Result<Sequence, RequestProblem> {
         let Request { id, prompt, max_tokens, sampling, stop, ignore_eos } = request;
         if prompt.is_empty() {
             return Err(RequestProblem::EmptyPrompt);
@@ -233,12 +302,11 @@ impl<'a> Batch<'a> {
         let sampler = Sampler::new(sampling, id)?;
         let limit = (max_tokens as usize).min(self.context - prompt.len());
         let watch = (!stop.is_empty()).then(|| (TextStream::default(), StopFinder::new(stop)));
-        // The caller has seen to it that a slot is free.
-        let slot = self.free.pop().unwrap_or_default();
-        let sequence = Sequence {
-            slot,
+        Ok(Sequence {
+            slot: 0,
             id,
-            prompt_tokens: prompt.len(),
+            prompt,
+            cached: 0,
             limit,
             ignore_eos,
             sampler,
@@ -246,8 +314,7 @@ impl<'a> Batch<'a> {
             tokens: Vec::new(),
             timings: Timings::default(),
             first_token_at: Duration::ZERO,
-        };
-        Ok((prompt, sequence))
+        })
     }
 }
 
@@ -285,3 +352,6 @@ impl Sequence {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -78,6 +78,8 @@ pub struct Completion {
     pub finish_reason: FinishReason,
     /// Length of the prompt.
     pub prompt_tokens: u32,
+    /// How many of these were not computed, but taken over from a sequence that begins with the same tokens.
+    pub cached_tokens: u32,
     /// Where its time went.
     pub timings: Timings,
 }

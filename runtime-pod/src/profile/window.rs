@@ -60,6 +60,7 @@ pub fn measure(
             (0..point.batch).map(|_| (0..point.x).map(|_| random.below(vocabulary) as u32).collect()).collect();
         let mut group = Group { prompts, next: 0, tokens_out: point.y, wrong: None, around };
         let summary = Generator::new(engine, detokenizer)
+            .without_sharing()
             .run(&mut group)
             .map_err(|error| ProfileFailure::Run(RunFailure::Engine(error.error)))?;
         if let Some(wrong) = group.wrong {

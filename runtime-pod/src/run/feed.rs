@@ -306,7 +306,8 @@ impl<'a, R: BufRead> Feed<'a, R> {
         let (tokens_in, tokens_out) = (u64::from(completion.prompt_tokens), completion.tokens.len() as u64);
         self.tally.tokens_in += tokens_in;
         self.tally.tokens_out += tokens_out;
-        self.tally.requests.add(tokens_in, tokens_out, self.energy.latest, completion.timings.device());
+        let cached = u64::from(completion.cached_tokens);
+        self.tally.requests.add(tokens_in, cached, tokens_out, self.energy.latest, completion.timings.device());
         self.count_done(gross);
         Ok(())
     }

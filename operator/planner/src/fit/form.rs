@@ -82,16 +82,31 @@ impl Form {
     /// was the larger part: what [`crate::refit`] needs of a job.
     #[must_use]
     pub fn sums(&self, requests: impl IntoIterator<Item = (f64, f64)>, batch: f64) -> TermSums {
+        self.sums_after(requests.into_iter().map(|(x, y)| (x, y, 0.0)), batch)
+    }
+
+    /// The same of requests (tau_in, tau_out, tokens) the first tokens of whose input others had computed for them: what
+    /// the form says of the whole request but for what it says that such an input costs more than none.
+    #[must_use]
+    pub fn sums_after(&self, requests: impl IntoIterator<Item = (f64, f64, f64)>, batch: f64) -> TermSums {
         // Terms that are written as several have a sum each.
         let plain = self.with_coefficients(std::iter::empty());
         let (mut main, mut floor) = (vec![0.0; plain.main.len()], vec![0.0; plain.floor.len()]);
         let mut count = 0;
-        for (x, y) in requests {
-            let point = Point { x, y, batch };
-            let value = |terms: &[(Column, f64)]| terms.iter().map(|(column, c)| c * column.value(point)).sum::<f64>();
+        for (x, y, ready) in requests {
+            let point = |x, y| Point { x, y, batch };
+            let of = |column: &Column| {
+                let whole = column.value(point(x, y));
+                if ready > 0.0 {
+                    whole - (column.value(point(ready, 0.0)) - column.value(point(0.0, 0.0)))
+                } else {
+                    whole
+                }
+            };
+            let value = |terms: &[(Column, f64)]| terms.iter().map(|(column, c)| c * of(column)).sum::<f64>();
             let on_floor = !plain.floor.is_empty() && value(&plain.floor) > value(&plain.main);
             let (sums, terms) = if on_floor { (&mut floor, &plain.floor) } else { (&mut main, &plain.main) };
-            sums.iter_mut().zip(terms).for_each(|(sum, (column, _))| *sum += column.value(point));
+            sums.iter_mut().zip(terms).for_each(|(sum, (column, _))| *sum += of(column));
             count += 1;
         }
         let named = |terms: &[(Column, f64)], sums: &[f64]| -> BTreeMap<String, f64> {
@@ -101,6 +116,15 @@ impl Form {
             written.filter(|(_, sum)| *sum > 0.0).collect()
         };
         TermSums { requests: count, terms: named(&plain.main, &main), floor_terms: named(&plain.floor, &floor) }
+    }
+
+    /// What the form says of all requests of the sums together.
+    #[must_use]
+    pub fn total(&self, sums: &TermSums) -> f64 {
+        let of = |terms: BTreeMap<String, f64>, sums: &BTreeMap<String, f64>| -> f64 {
+            sums.iter().map(|(name, sum)| terms.get(name).map_or(0.0, |c| c * sum)).sum()
+        };
+        of(self.terms(), &sums.terms) + self.floor_terms().map_or(0.0, |terms| of(terms, &sums.floor_terms))
     }
 
     /// The form with other coefficients for some of its written terms: (whether of the floor, name, coefficient).

@@ -3,6 +3,7 @@
 //! They go over the cache in spans of [`SPAN`] positions with a running maximum and sum (the online softmax of Milakov and
 //! Gimelshein, 2018).
 
+use super::MAX_HEAD;
 use crate::cpu::simd::{Simd, exp};
 
 /// Positions whose keys are interleaved: one step of the score kernel gives this many scores.
@@ -28,6 +29,10 @@ pub(super) struct Tile<'a> {
     pub(super) query: [&'a [f32]; QUERIES],
     /// Each looks at positions below this.
     pub(super) limit: [usize; QUERIES],
+    /// Where each is itself.
+    pub(super) position: [usize; QUERIES],
+    /// By how much the scores of each fall with each position of distance.
+    pub(super) slopes: Option<[f32; QUERIES]>,
     pub(super) state: [State; QUERIES],
 }
 
@@ -49,7 +54,7 @@ impl Head<'_> {
         &self,
         from: usize,
         tile: &mut Tile<'_>,
-        sums: &mut [[f32; 1024]; QUERIES],
+        sums: &mut [[f32; MAX_HEAD]; QUERIES],
     ) {
         let end = tile.limit[..N].iter().copied().fold(0, usize::max);
         let mut start = from;
@@ -59,6 +64,15 @@ impl Head<'_> {
             // SAFETY: the caller's promise.
             unsafe {
                 self.scores::<S, N>(start, count, tile, &mut weights);
+                if let Some(slopes) = tile.slopes {
+                    for j in 0..N {
+                        // Exact: positions are far below 2^24, and negative behind the limit, where nobody looks.
+                        let nearest = tile.position[j] as f32 - start as f32;
+                        for (i, score) in weights[j][..count].iter_mut().enumerate() {
+                            *score -= slopes[j] * (nearest - i as f32);
+                        }
+                    }
+                }
                 let mut decay = [0.0; N];
                 for j in 0..N {
                     let seen = tile.limit[j].saturating_sub(start).min(count);
@@ -127,7 +141,7 @@ impl Head<'_> {
         count: usize,
         weights: &[[f32; SPAN]; N],
         decay: &[f32; N],
-        sums: &mut [[f32; 1024]; QUERIES],
+        sums: &mut [[f32; MAX_HEAD]; QUERIES],
     ) {
         let values = self.values[start * self.padded..][..count * self.padded].as_ptr();
         let mut column = 0;
@@ -157,7 +171,7 @@ impl Head<'_> {
         weights: &[[f32; SPAN]; N],
         decay: &[f32; N],
         column: usize,
-        sums: &mut [[f32; 1024]; QUERIES],
+        sums: &mut [[f32; MAX_HEAD]; QUERIES],
     ) {
         // SAFETY: the caller's promise; `sums` is at least `padded` wide.
         unsafe {

@@ -3,8 +3,9 @@
 //! A weight is stored without a sign as w + z, so the whole-number sum over a block is sum((w + z) * q) - z * sum(q), and the sum of
 //! a block's activations is computed once for all rows. A tile of up to [`TILE`] activation rows uses each loaded line.
 
+use super::super::activation::Activation;
 use super::super::linear::Then;
-use super::super::simd::{Isa, Kernel, Simd, exp};
+use super::super::simd::{Isa, Kernel, Simd};
 use super::super::{Kernels, Shared};
 use super::{BLOCK, Bits, LANES, Line, Packed};
 
@@ -98,7 +99,7 @@ pub(super) fn run(
     then: Then,
     out: &mut [f32],
 ) {
-    let gated = then == Then::SwiGlu;
+    let gated = then.gates();
     // First output and its count for each group that a task begins with.
     let mut groups = Vec::new();
     let mut first = 0;
@@ -121,18 +122,22 @@ pub(super) fn run(
                 let mut block = [[0.0; LANES]; TILE];
                 way.group(weights, g, x, token, tile, &mut block);
                 add_bias(&mut block[..tile], bias_at(first));
-                if gated {
+                if let Then::Activate(function) = then {
+                    kernels.isa.run(Apply { function, values: block[..tile].as_flattened_mut(), others: None });
+                }
+                if let Then::Gate(function) = then {
                     let mut other = [[0.0; LANES]; TILE];
                     way.group(weights, half + g, x, token, tile, &mut other);
                     add_bias(&mut other[..tile], bias_at(columns + first));
-                    kernels.isa.run(Gate { g: block[..tile].as_flattened_mut(), u: other[..tile].as_flattened() });
+                    let others = Some(other[..tile].as_flattened());
+                    kernels.isa.run(Apply { function, values: block[..tile].as_flattened_mut(), others });
                 }
                 for (t, row) in block[..tile].iter().enumerate() {
                     // SAFETY: this task alone writes these columns, and each lies within its row of `out`.
                     let to = unsafe { std::slice::from_raw_parts_mut(out.at((token + t) * columns + first), count) };
                     match then {
-                        Then::Store | Then::SwiGlu => to.copy_from_slice(&row[..count]),
-                        Then::Add => to.iter_mut().zip(row).for_each(|(to, v)| *to += v),
+                        Then::Store | Then::Activate(_) | Then::Gate(_) => to.copy_from_slice(&row[..count]),
+                        Then::Add(factor) => to.iter_mut().zip(row).for_each(|(to, v)| *to += factor * v),
                     }
                 }
                 token += tile;
@@ -148,26 +153,20 @@ fn add_bias(block: &mut [[f32; LANES]], bias: Option<&[f32]>) {
     }
 }
 
-/// g * sigmoid(g) * u, for whole vectors.
-struct Gate<'a> {
-    g: &'a mut [f32],
-    u: &'a [f32],
+/// The function between two products, for whole vectors.
+struct Apply<'a> {
+    function: Activation,
+    values: &'a mut [f32],
+    others: Option<&'a [f32]>,
 }
 
-impl Kernel for Gate<'_> {
+impl Kernel for Apply<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        for (g, u) in self.g.chunks_exact_mut(S::LANES).zip(self.u.chunks_exact(S::LANES)) {
-            // SAFETY: both are of one vector's length, and the instructions are there by this function's contract.
-            unsafe {
-                let value = S::load(g.as_ptr());
-                let one = S::splat(1.0);
-                let sigmoid = S::div(one, S::add(one, exp::<S>(S::mul(value, S::splat(-1.0)))));
-                S::store(S::mul(S::mul(value, sigmoid), S::load(u.as_ptr())), g.as_mut_ptr());
-            }
-        }
+        // SAFETY: blocks have rows of 16 values, a multiple of the lanes; the instructions are there by this function's contract.
+        unsafe { self.function.apply::<S>(self.values, self.others) };
     }
 }
 

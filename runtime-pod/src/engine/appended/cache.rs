@@ -41,6 +41,14 @@ impl Layout {
         }
     }
 
+    /// Copies the first `positions` positions of a row to another.
+    pub(super) fn copy(&self, values: &mut [f32], from: usize, to: usize, positions: usize) {
+        for head in 0..self.heads {
+            let begin = self.at(from, head);
+            values.copy_within(begin..begin + positions * self.head, self.at(to, head));
+        }
+    }
+
     /// Exchanges the first `positions` positions of two different rows.
     pub(super) fn swap(&self, values: &mut [f32], a: usize, b: usize, positions: usize) {
         let (low, high) = (a.min(b), a.max(b));
@@ -92,6 +100,12 @@ mod tests {
             }
             let last = lengths.len() - 1;
             layout.swap(&mut values, last, 0, lengths[0].max(lengths[last]));
+            // Where the first sequence lies now, the second one's first positions and back.
+            let mut kept = values.clone();
+            layout.copy(&mut values, 0, last, lengths[0].min(lengths[last]));
+            std::mem::swap(&mut values, &mut kept);
+            layout.copy(&mut kept, last, 0, 12);
+            prop_assert_eq!(&kept[..layout.at(1, 0)], &kept[layout.at(last, 0)..]);
             let wider = Layout { room: 20, ..layout };
             let mut wide = buffer(&wider);
             layout.widen(&values, &wider, &mut wide, 12);

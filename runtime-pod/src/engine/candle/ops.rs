@@ -1,13 +1,13 @@
 //! This crate's kernels as candle's custom operations, so that they compose with candle's tensors.
 //!
-//! Only the CPU side is here. On another device the same forward pass needs these four operations for that device.
+//! Only the CPU side is here. On another device the same forward pass needs these operations for that device.
 
 use std::cell::RefCell;
 
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, InplaceOp2, InplaceOp3, Layout, Result, Shape, Tensor, bail};
 
 use crate::cpu::Kernels;
-use crate::cpu::attention::{KvCache, Rope, Row};
+use crate::cpu::attention::{KvCache, Row, Scoring};
 use crate::cpu::linear::{Matrix, Then};
 use crate::cpu::packed::Packed;
 
@@ -43,7 +43,7 @@ fn with_floats<T>(tensor: Option<&Tensor>, with: impl FnOnce(Option<&[f32]>) -> 
     }
 }
 
-/// x (rows, inner) times weights (columns, inner) transposed, plus bias; [`Then::Store`] or [`Then::SwiGlu`].
+/// x (rows, inner) times weights (columns, inner) transposed, plus bias, as a value: anything but [`Then::Add`].
 pub(super) struct LinearOp<'a> {
     pub(super) kernels: &'a Kernels,
     pub(super) bias: Option<&'a Tensor>,
@@ -61,7 +61,7 @@ impl CustomOp2 for LinearOp<'_> {
         if inner != width {
             bail!("a product of {:?} with {:?}", xl.shape(), wl.shape());
         }
-        let columns = if self.then == Then::SwiGlu { height / 2 } else { height };
+        let columns = self.then.columns(height);
         let mut out = vec![0.0; rows * columns];
         let (x, w) = (floats(x, xl)?, matrix(w, wl)?);
         with_floats(self.bias, |bias| {
@@ -72,10 +72,11 @@ impl CustomOp2 for LinearOp<'_> {
     }
 }
 
-/// The same product, added in place to the residual stream: destination (rows, columns), then x and weights.
+/// The same product, times a factor added in place to the residual stream: destination (rows, columns), then x and weights.
 pub(super) struct AddLinearOp<'a> {
     pub(super) kernels: &'a Kernels,
     pub(super) bias: Option<&'a Tensor>,
+    pub(super) factor: f32,
 }
 
 impl InplaceOp3 for AddLinearOp<'_> {
@@ -102,7 +103,7 @@ impl InplaceOp3 for AddLinearOp<'_> {
             bail!("the kernels add to contiguous f32 tensors only")
         };
         with_floats(self.bias, |bias| {
-            self.kernels.linear(x, inner, w, bias, Then::Add, &mut values[from..end]);
+            self.kernels.linear(x, inner, w, bias, Then::Add(self.factor), &mut values[from..end]);
             Ok(())
         })
     }
@@ -122,7 +123,7 @@ impl PackedOp<'_> {
         if inner != self.weight.inner() {
             bail!("a product of {:?} with packed rows of {}", x.shape(), self.weight.inner());
         }
-        Ok((rows, if self.then == Then::SwiGlu { self.weight.rows() / 2 } else { self.weight.rows() }))
+        Ok((rows, self.then.columns(self.weight.rows())))
     }
 }
 
@@ -158,21 +159,22 @@ impl InplaceOp2 for PackedOp<'_> {
             bail!("the kernels add to contiguous f32 tensors only")
         };
         with_floats(self.bias, |bias| {
-            self.kernels.linear_packed(x, self.weight, bias, Then::Add, &mut values[from..end]);
+            self.kernels.linear_packed(x, self.weight, bias, self.then, &mut values[from..end]);
             Ok(())
         })
     }
 }
 
-/// RMSNorm of x (rows, width) with weights (width).
+/// RMSNorm of x (rows, width) with weights (width), or with biases LayerNorm.
 pub(super) struct NormOp<'a> {
     pub(super) kernels: &'a Kernels,
+    pub(super) bias: Option<&'a Tensor>,
     pub(super) eps: f32,
 }
 
 impl CustomOp2 for NormOp<'_> {
     fn name(&self) -> &'static str {
-        "joulecast-rms-norm"
+        "joulecast-norm"
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
@@ -180,19 +182,25 @@ impl CustomOp2 for NormOp<'_> {
         if wl.shape().dims1()? != width {
             bail!("a norm of {:?} with weights {:?}", xl.shape(), wl.shape());
         }
-        let x = floats(x, xl)?;
+        let (x, w) = (floats(x, xl)?, floats(w, wl)?);
         let mut out = vec![0.0; x.len()];
-        self.kernels.rms_norm(x, floats(w, wl)?, self.eps, &mut out);
+        with_floats(self.bias, |bias| {
+            match bias {
+                None => self.kernels.rms_norm(x, w, self.eps, &mut out),
+                Some(bias) => self.kernels.layer_norm(x, w, bias, self.eps, &mut out),
+            }
+            Ok(())
+        })?;
         Ok((CpuStorage::F32(out), xl.shape().clone()))
     }
 }
 
-/// Rotary positions, the cache's update and attention, on joined queries, keys and values.
+/// The cache's update and attention, on joined queries, keys and values.
 pub(super) struct AttendOp<'a> {
     pub(super) kernels: &'a Kernels,
     pub(super) cache: RefCell<&'a mut KvCache>,
     pub(super) layer: usize,
-    pub(super) rope: &'a Rope,
+    pub(super) scoring: Scoring<'a>,
     pub(super) rows: &'a [Row],
     /// Heads times their width.
     pub(super) width: usize,
@@ -206,7 +214,7 @@ impl CustomOp1 for AttendOp<'_> {
     fn cpu_fwd(&self, qkv: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let mut out = vec![0.0; self.rows.len() * self.width];
         let qkv = floats(qkv, layout)?;
-        self.kernels.attend(&mut self.cache.borrow_mut(), self.layer, self.rope, qkv, self.rows, &mut out);
+        self.kernels.attend(&mut self.cache.borrow_mut(), self.layer, &self.scoring, qkv, self.rows, &mut out);
         Ok((CpuStorage::F32(out), (self.rows.len(), self.width).into()))
     }
 }

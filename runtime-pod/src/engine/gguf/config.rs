@@ -2,7 +2,8 @@
 
 use super::{Gguf, Value};
 use crate::engine::EngineError;
-use crate::engine::config::{Architecture, ModelConfig, RopeScaling};
+use crate::engine::architecture::Architecture;
+use crate::engine::config::{Activation, Biases, ModelConfig, NormKind, Positions, Residual, RopeScaling, Scales};
 
 impl Gguf {
     /// Reads and checks the configuration. `factors` are what the file's `rope_freqs.weight` divides the rotary frequencies by.
@@ -76,16 +77,30 @@ impl Gguf {
             kv_heads,
             head_dim,
             vocab,
+            max_positions: self.size(&at("context_length"), 1 << 30)?,
+            positions: Positions::Rotary {
+                dim: head_dim,
+                theta: self.positive(&at("rope.freq_base"))?.unwrap_or(10_000.0),
+                scaling: rope_scaling,
+            },
+            norm: NormKind::Rms,
             norm_eps: self
                 .positive(&at("attention.layer_norm_rms_epsilon"))?
                 .ok_or_else(|| self.fail(format!("{} is missing", at("attention.layer_norm_rms_epsilon"))))?,
-            rope_theta: self.positive(&at("rope.freq_base"))?.unwrap_or(10_000.0),
-            rope_scaling,
-            max_positions: self.size(&at("context_length"), 1 << 30)?,
+            norm_offset: 0.0,
+            qk_norm: false,
+            embedding_norm: false,
+            activation: Activation::Silu,
+            gated: true,
+            residual: Residual::Serial,
+            scales: Scales::plain(head_dim),
+            biases: Biases {
+                qkv: self.tensors.contains_key("blk.0.attn_q.bias"),
+                o: self.tensors.contains_key("blk.0.attn_output.bias"),
+                mlp: self.tensors.contains_key("blk.0.ffn_down.bias"),
+                output: false,
+            },
             tied: !self.tensors.contains_key("output.weight"),
-            qkv_bias: self.tensors.contains_key("blk.0.attn_q.bias"),
-            o_bias: self.tensors.contains_key("blk.0.attn_output.bias"),
-            mlp_bias: self.tensors.contains_key("blk.0.ffn_down.bias"),
         })
     }
 

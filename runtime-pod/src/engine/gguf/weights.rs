@@ -1,4 +1,4 @@
-//! The weights of a GGUF file under the names that safetensors give them, and in their order.
+//! The weights of a GGUF file, in the order in which safetensors have them.
 //!
 //! llama.cpp's converter turns the rows of Llama's queries and keys so that the two values of a rotary pair are neighbours; here
 //! they are put back half a head apart, where the attention kernels expect them.
@@ -12,7 +12,9 @@ use half::{bf16, f16};
 
 use super::{Gguf, Kind, Tensor};
 use crate::cpu::packed::{self, BLOCK, Bits, Packed};
-use crate::engine::config::{Architecture, ModelConfig, RopeScaling};
+use crate::engine::architecture::Architecture;
+use crate::engine::config::{ModelConfig, Positions, RopeScaling};
+use crate::engine::layout::{Layout, Part};
 use crate::engine::weights::{Source, Values, Weight, narrow, zeroed_on_huge_pages};
 use crate::engine::{Dtype, EngineError, Float};
 
@@ -34,10 +36,10 @@ impl GgufWeights {
         let mut all = Self { header, file, turned: None, unused };
         let factors = all.factors()?;
         let config = all.header.config(factors)?;
-        if let RopeScaling::Divided { factors } = &config.rope_scaling
-            && factors.len() != config.head_dim / 2
+        if let Positions::Rotary { dim, scaling: RopeScaling::Divided { factors }, .. } = &config.positions
+            && factors.len() != dim / 2
         {
-            let (found, want) = (factors.len(), config.head_dim / 2);
+            let (found, want) = (factors.len(), dim / 2);
             return Err(all
                 .header
                 .fail(format!("rope_freqs.weight has {found} values; the heads' length asks for {want}")));
@@ -72,34 +74,44 @@ impl GgufWeights {
     }
 
     /// The tensor of a part, its shape checked.
-    fn tensor(&self, name: &str, rows: usize, columns: usize) -> Result<(String, Tensor), EngineError> {
-        let own = own_name(name).ok_or_else(|| self.header.fail(format!("GGUF has no name for {name}")))?;
-        let Some(tensor) = self.header.tensors.get(&own) else {
-            return Err(self.header.fail(format!("no tensor {own}; its metadata describes one")));
+    fn tensor(&self, part: &Part, columns: usize) -> Result<Tensor, EngineError> {
+        let Part { name, stored, transposed, .. } = part;
+        let Some(tensor) = self.header.tensors.get(name) else {
+            return Err(self.header.fail(format!("no tensor {name}; its metadata describes one")));
         };
-        let want: &[u64] = if columns == 1 { &[rows as u64] } else { &[rows as u64, columns as u64] };
-        if tensor.shape != want {
-            let problem = format!("{own} has shape {:?}, but its metadata asks for {want:?}", tensor.shape);
+        let want: &[u64] = if columns == 1 { &[*stored as u64] } else { &[*stored as u64, columns as u64] };
+        if tensor.shape != want || *transposed {
+            let problem = format!("{name} has shape {:?}, but its metadata asks for {want:?}", tensor.shape);
             return Err(self.header.fail(problem));
         }
         if let Kind::Q4K | Kind::Other(_) = tensor.kind {
             return Err(self.header.fail(format!(
-                "{own} is of type {}; f32, f16, bf16, q8_0 and q4_0 are implemented: make the file with one of them for all \
+                "{name} is of type {}; f32, f16, bf16, q8_0 and q4_0 are implemented: make the file with one of them for all \
                  matrices (llama-quantize --pure, or tools/modelpack)",
                 tensor.kind.name()
             )));
         }
-        Ok((own, tensor.clone()))
+        Ok(tensor.clone())
     }
 
-    /// Which row of the file is row `row` of a tensor.
-    fn place(&self, name: &str, rows: usize, row: usize) -> usize {
+    /// The tensors of parts, which are taken as read: each is in the file with the shape that it must have.
+    fn claim(&mut self, parts: &[Part], columns: usize) -> Result<Vec<Tensor>, EngineError> {
+        let tensors = parts.iter().map(|part| self.tensor(part, columns)).collect::<Result<_, _>>()?;
+        for part in parts {
+            self.unused.remove(&part.name);
+        }
+        Ok(tensors)
+    }
+
+    /// Which row of the file is row `row` of a part.
+    fn place(&self, part: &Part, row: usize) -> usize {
+        let row = part.row(row);
         let heads = match self.turned {
-            Some((heads, _)) if name.contains(".attn_q.") => heads,
-            Some((_, heads)) if name.contains(".attn_k.") => heads,
+            Some((heads, _)) if part.name.contains(".attn_q.") => heads,
+            Some((_, heads)) if part.name.contains(".attn_k.") => heads,
             _ => return row,
         };
-        let dim = rows / heads;
+        let dim = part.stored / heads;
         let (head, within) = (row / dim, row % dim);
         head * dim + 2 * (within % (dim / 2)) + within / (dim / 2)
     }
@@ -130,22 +142,22 @@ impl GgufWeights {
         Ok(out)
     }
 
-    fn stack<T: Weight>(&self, parts: &[(String, usize)], columns: usize) -> Result<Vec<T>, EngineError> {
-        let rows: usize = parts.iter().map(|p| p.1).sum();
+    fn stack<T: Weight>(&mut self, parts: &[Part], columns: usize) -> Result<Vec<T>, EngineError> {
+        let tensors = self.claim(parts, columns)?;
+        let rows: usize = parts.iter().map(|p| p.rows).sum();
         let mut values = zeroed_on_huge_pages::<T>(rows * columns);
         let mut into = values.chunks_exact_mut(columns);
-        for (name, height) in parts {
-            let (own, tensor) = self.tensor(name, *height, columns)?;
-            for row in 0..*height {
+        for (part, tensor) in parts.iter().zip(&tensors) {
+            for row in 0..part.rows {
+                let place = self.place(part, row);
                 let from = if columns == 1 {
                     // A bias has no rows of its own: its values are turned as the rows of the weights are.
-                    let place = self.place(&own, *height, row);
-                    self.element(&own, &tensor, place)?
+                    self.element(&part.name, tensor, place)?
                 } else {
-                    self.widened(&own, &tensor, self.place(&own, *height, row), 1, columns)?
+                    self.widened(&part.name, tensor, place, 1, columns)?
                 };
                 let Some(into) = into.next() else { break };
-                narrow(&from, into).map_err(|e| self.header.fail(format!("{own}: {e}")))?;
+                narrow(&from, into).map_err(|e| self.header.fail(format!("{}: {e}", part.name)))?;
             }
         }
         Ok(values)
@@ -185,36 +197,13 @@ fn widen(kind: Kind, raw: &[u8], out: &mut Vec<f32>) {
     }
 }
 
-/// GGUF's name of a tensor that safetensors call `name`.
-fn own_name(name: &str) -> Option<String> {
-    const WHOLE: [(&str, &str); 3] = [
-        ("model.embed_tokens.weight", "token_embd.weight"),
-        ("lm_head.weight", "output.weight"),
-        ("model.norm.weight", "output_norm.weight"),
-    ];
-    const BLOCK: [(&str, &str); 9] = [
-        ("self_attn.q_proj", "attn_q"),
-        ("self_attn.k_proj", "attn_k"),
-        ("self_attn.v_proj", "attn_v"),
-        ("self_attn.o_proj", "attn_output"),
-        ("mlp.gate_proj", "ffn_gate"),
-        ("mlp.up_proj", "ffn_up"),
-        ("mlp.down_proj", "ffn_down"),
-        ("input_layernorm", "attn_norm"),
-        ("post_attention_layernorm", "ffn_norm"),
-    ];
-    if let Some((_, own)) = WHOLE.iter().find(|(theirs, _)| *theirs == name) {
-        return Some((*own).to_owned());
-    }
-    let (layer, rest) = name.strip_prefix("model.layers.")?.split_once('.')?;
-    let (part, kind) = rest.rsplit_once('.')?;
-    let (_, own) = BLOCK.iter().find(|(theirs, _)| *theirs == part)?;
-    Some(format!("blk.{layer}.{own}.{kind}"))
-}
-
 impl Source for GgufWeights {
+    fn layout(&self, config: &ModelConfig) -> Layout {
+        self.header.layout(config)
+    }
+
     fn dtype(&self, name: &str) -> Option<Dtype> {
-        match self.header.tensors.get(&own_name(name)?)?.kind {
+        match self.header.tensors.get(name)?.kind {
             Kind::F32 => Some(Dtype::F32),
             Kind::F16 => Some(Dtype::F16),
             Kind::Bf16 => Some(Dtype::Bf16),
@@ -225,10 +214,7 @@ impl Source for GgufWeights {
         }
     }
 
-    fn read(&mut self, parts: &[(String, usize)], columns: usize, dtype: Float) -> Result<Values, EngineError> {
-        for (name, _) in parts {
-            self.unused.remove(&own_name(name).unwrap_or_default());
-        }
+    fn read(&mut self, parts: &[Part], columns: usize, dtype: Float) -> Result<Values, EngineError> {
         match dtype {
             Float::F32 => Ok(Values::F32(self.stack(parts, columns)?)),
             Float::F16 => Ok(Values::F16(self.stack(parts, columns)?)),
@@ -236,37 +222,32 @@ impl Source for GgufWeights {
         }
     }
 
-    fn read_packed(&mut self, parts: &[(String, usize)], columns: usize, bits: Bits) -> Result<Packed, EngineError> {
+    fn read_packed(&mut self, parts: &[Part], columns: usize, bits: Bits) -> Result<Packed, EngineError> {
         if !columns.is_multiple_of(BLOCK) {
             return Err(self.header.fail(format!("rows of {columns} weights cannot be cut into blocks of {BLOCK}")));
         }
-        let mut packed = Packed::new(bits, columns, parts.iter().map(|p| p.1).collect());
+        let tensors = self.claim(parts, columns)?;
+        let mut packed = Packed::new(bits, columns, parts.iter().map(|p| p.rows).collect());
         let kind = if bits == Bits::Eight { Kind::Q8_0 } else { Kind::Q4_0 };
         let mut raw = vec![0; columns / BLOCK * bits.block_bytes()];
         let mut first = 0;
-        for (name, height) in parts {
-            let (own, tensor) = self.tensor(name, *height, columns)?;
-            self.unused.remove(&own);
-            for row in 0..*height {
-                let place = self.place(&own, *height, row);
+        for (part, tensor) in parts.iter().zip(&tensors) {
+            for row in 0..part.rows {
+                let place = self.place(part, row);
                 if tensor.kind == kind {
-                    self.raw_row(&own, &tensor, place, &mut raw)?;
+                    self.raw_row(&part.name, tensor, place, &mut raw)?;
                 } else {
-                    packed::quantize(&self.widened(&own, &tensor, place, 1, columns)?, bits, &mut raw);
+                    packed::quantize(&self.widened(&part.name, tensor, place, 1, columns)?, bits, &mut raw);
                 }
                 packed.set_row(first + row, &raw);
             }
-            first += height;
+            first += part.rows;
         }
         Ok(packed)
     }
 
-    fn ignore(&mut self, name: &str) {
-        self.unused.remove(&own_name(name).unwrap_or_default());
-    }
-
-    fn finish(&self) -> Result<(), EngineError> {
-        match self.unused.first() {
+    fn finish(&self, layout: &Layout) -> Result<(), EngineError> {
+        match self.unused.iter().find(|name| !layout.ignored.contains(name)) {
             None => Ok(()),
             Some(name) => Err(self
                 .header

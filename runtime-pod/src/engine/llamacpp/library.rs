@@ -268,14 +268,28 @@ impl Context {
         }
     }
 
-    /// Moves a row's sequence to an empty row, and leaves it empty.
-    pub(super) fn transfer(&mut self, from: usize, to: usize) {
+    /// Forgets what a row holds behind its first `positions` positions.
+    pub(super) fn cut(&mut self, row: usize, positions: usize) {
+        // SAFETY: as in `clear`; a position is below the context's size.
+        unsafe {
+            let memory = sys::llama_get_memory(self.inner.as_ptr());
+            sys::llama_memory_seq_rm(memory, row as i32, positions as i32, -1);
+        }
+    }
+
+    /// Puts a copy of a row's sequence into another row, in place of what was there. (The library copies whole sequences only.)
+    pub(super) fn copy(&mut self, from: usize, to: usize) {
         self.clear(to);
         // SAFETY: as in `clear`. The library copies before the next step computes, and nothing is written until then.
         unsafe {
             let memory = sys::llama_get_memory(self.inner.as_ptr());
             sys::llama_memory_seq_cp(memory, from as i32, to as i32, -1, -1);
         }
+    }
+
+    /// Moves a row's sequence to an empty row, and leaves it empty.
+    pub(super) fn transfer(&mut self, from: usize, to: usize) {
+        self.copy(from, to);
         self.clear(from);
     }
 }
