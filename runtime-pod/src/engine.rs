@@ -308,14 +308,6 @@ pub enum EngineError {
         /// The engines of this build, comma-separated.
         has: String,
     },
-    /// This release has no such engine yet, in any build.
-    #[error("engine `{engine}` is not implemented in this release (it has: {has}); choose one of those with --engine")]
-    NotImplemented {
-        /// The engine that was asked for.
-        engine: EngineName,
-        /// The engines of this build, comma-separated.
-        has: String,
-    },
     /// The engine is there, but not on this provider.
     #[error(
         "engine `{engine}` of this build does not run on provider `{provider}` (it runs on: {has}); choose one of those with --provider"
@@ -453,7 +445,7 @@ pub fn available() -> Vec<EngineName> {
         names.push(EngineName::Llamacpp);
     }
     if cfg!(feature = "torch") {
-        names.push(EngineName::Torchscript);
+        names.extend([EngineName::Torch, EngineName::Torchscript]);
     }
     names
 }
@@ -482,9 +474,10 @@ pub fn load(options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         #[cfg(not(feature = "llamacpp"))]
         engine @ EngineName::Llamacpp => Err(EngineError::NotInBuild { engine, has: has() }),
         #[cfg(feature = "torch")]
+        EngineName::Torch => Ok(Box::new(torch::eager::load(options)?)),
+        #[cfg(feature = "torch")]
         EngineName::Torchscript => Ok(Box::new(torch::script::load(options)?)),
         #[cfg(not(feature = "torch"))]
-        engine @ EngineName::Torchscript => Err(EngineError::NotInBuild { engine, has: has() }),
-        engine => Err(EngineError::NotImplemented { engine, has: has() }),
+        engine @ (EngineName::Torch | EngineName::Torchscript) => Err(EngineError::NotInBuild { engine, has: has() }),
     }
 }

@@ -12,6 +12,9 @@ use joulecast_runtime::engine::{self, Dtype, Engine, EngineName, LoadOptions, Pr
 
 /// Models that have a module; `golden.json` is in the folder of the same name.
 const MODULES: [&str; 3] = ["tiny-llama", "tiny-qwen2-tied", "tiny-gpt-neox"];
+/// Models in safetensors. What other families have is tested with theirs (tests/families.rs).
+const SAFETENSORS: [&str; 6] =
+    ["tiny-llama", "tiny-llama-sharded", "tiny-llama-headdim", "tiny-llama3-rope", "tiny-qwen2", "tiny-qwen2-tied"];
 
 fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
@@ -20,10 +23,11 @@ fn golden() -> PathBuf {
 /// Every engine with every model that it has: its name, directory, and golden values.
 fn subjects() -> Vec<(EngineName, PathBuf, Vec<Case>)> {
     let golden = golden();
-    let module = |name| {
-        (EngineName::Torchscript, golden.join("torchscript").join(name), cases(&golden.join(name).join("golden.json")))
+    let with = |engine, folder: &str, name: &str| {
+        (engine, golden.join(folder).join(name), cases(&golden.join(name).join("golden.json")))
     };
-    MODULES.map(module).into()
+    let modules = MODULES.map(|name| with(EngineName::Torchscript, "torchscript", name));
+    SAFETENSORS.map(|name| with(EngineName::Torch, "", name)).into_iter().chain(modules).collect()
 }
 
 fn load(engine: EngineName, dir: &Path, batch: usize) -> Box<dyn Engine> {
@@ -134,6 +138,36 @@ fn what_it_cannot_do_is_refused_by_name() {
     let safetensors = LoadOptions::new(golden().join("tiny-llama"), EngineName::Torchscript, Provider::Cpu);
     let error = refused(&safetensors);
     assert!(error.contains("model.pt") && error.contains("tools/modelpack"), "{error}");
+
+    let packed = LoadOptions { engine: EngineName::Torch, dtype: Some(Dtype::Q8_0), ..safetensors };
+    assert!(refused(&packed).contains("--dtype: the torch engine does not have q8_0"), "{}", refused(&packed));
+    let none = LoadOptions { engine: EngineName::Torch, ..good };
+    assert!(refused(&none).contains("config.json"), "{}", refused(&none));
+}
+
+/// What two sequences begin with is copied, and what followed it in the other is gone.
+#[test]
+fn sequences_go_on_from_a_copied_beginning() {
+    for (engine, dir, cases) in subjects() {
+        let name = format!("{engine} {}", dir.display());
+        let case = cases.iter().max_by_key(|case| case.prompt.len()).unwrap();
+        let mut engine = load(engine, &dir, 3);
+        let vocab = engine.info().vocab_size;
+        let (begin, end) = case.prompt.split_at(case.prompt.len() - 5);
+        let mut logits = vec![0.0; vocab];
+        engine.prefill(2, &case.prompt, Some(&mut logits)).unwrap();
+        let want = logits.clone();
+        // One slot that held something longer, one that was empty, and the one that it came from.
+        engine.prefill(0, &case.prompt, None).unwrap();
+        engine.prefill(0, &case.generated, None).unwrap();
+        for to in [0, 1, 2] {
+            assert!(engine.copy_prefix(2, to, begin.len()).unwrap());
+            engine.prefill(to, end, Some(&mut logits)).unwrap();
+            let error = relative_error(&logits, &want);
+            assert!(error < 1e-5, "{name}: slot {to} is off by {error}");
+        }
+        assert!(engine.copy_prefix(1, 5, 1).is_err() && engine.copy_prefix(1, 0, 1000).is_err());
+    }
 }
 
 /// Never silently on the CPU. Where there is a GPU, and libtorch has code for it, nothing is to be refused.
@@ -142,10 +176,11 @@ fn without_a_gpu_cuda_is_refused_by_name() {
     if Path::new("/dev/nvidiactl").exists() {
         return;
     }
-    let options = LoadOptions::new(golden().join("torchscript/tiny-llama"), EngineName::Torchscript, Provider::Cuda);
-    let error = refused(&options);
-    assert!(error.contains("provider `cuda`") && error.contains("--provider cpu"), "{error}");
-    assert!(!error.contains('\n'), "{error}");
+    for (engine, dir) in [(EngineName::Torchscript, "torchscript/tiny-llama"), (EngineName::Torch, "tiny-llama")] {
+        let error = refused(&LoadOptions::new(golden().join(dir), engine, Provider::Cuda));
+        assert!(error.contains("provider `cuda`") && error.contains("--provider cpu"), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
 }
 
 /// Two files that describe each other: each may be another model's, cut, or damaged anywhere.
@@ -165,7 +200,7 @@ fn modules_that_are_broken_are_refused_by_name() {
     refused("model.pt");
     whole();
     copy("tiny-gpt-neox", "joulecast.json");
-    refused("model.pt: it has 81");
+    refused("model.pt: it has 73024 parameters, not 73104");
     whole();
     copy("tiny-llama-bf16", "joulecast.json");
     refused("is Float, not BFloat16");

@@ -4,6 +4,7 @@
 //! this module. Rows of a step may have lengths of their own.
 
 mod cache;
+pub(super) mod eager;
 mod library;
 pub(super) mod script;
 
@@ -109,6 +110,14 @@ impl<D: Decoder> Engine for TorchEngine<D> {
             self.slots.add(b.slot, 1);
         }
         Ok(())
+    }
+
+    fn copy_prefix(&mut self, from: usize, to: usize, tokens: usize) -> Result<bool, EngineError> {
+        let held = if to < self.info.slots { self.slots.length(to) } else { 0 };
+        self.slots.copy(from, to, tokens)?;
+        let (from, to) = (self.rows.claim(from), self.rows.claim(to));
+        self.cache.copy(from, to, tokens, held).map_err(failed)?;
+        Ok(true)
     }
 
     fn release(&mut self, slot: usize) {

@@ -61,6 +61,21 @@ impl Cache {
         Ok(())
     }
 
+    /// Makes row `to`, which holds `held` tokens, hold the first `positions` of row `from` and nothing else. Both may be the same.
+    pub(super) fn copy(&mut self, from: usize, to: usize, positions: usize, held: usize) -> Result<(), TchError> {
+        self.tidy()?;
+        for tensor in &self.tensors {
+            if from != to {
+                part(tensor, to, 1, positions)?.f_copy_(&part(tensor, from, 1, positions)?)?;
+            }
+            if held > positions {
+                let (at, behind) = (positions as i64, (held - positions) as i64);
+                let _ = part(tensor, to, 1, held)?.f_narrow(2, at, behind)?.f_zero_()?;
+            }
+        }
+        Ok(())
+    }
+
     /// Gives up a row that holds `positions` tokens. It is emptied before anything else is done.
     pub(super) fn forget(&mut self, row: usize, positions: usize) {
         self.forgotten.push((row, positions));
@@ -135,6 +150,16 @@ mod tests {
             let held = values(&tensor.get(2));
             let want: Vec<f32> = (0..2 * 200 * 4).map(|i| if i / 4 % 200 < 5 { 1.0 } else { 0.0 }).collect();
             assert_eq!(held, want);
+        }
+        // Five positions of another row, and later three of its own.
+        fill(&mut cache, 1, 9, 2.0);
+        for (from, positions, held) in [(2, 5, 9), (1, 3, 5)] {
+            cache.copy(from, 1, positions, held).unwrap();
+            for tensor in cache.rows(1, 1, 200).unwrap() {
+                let want: Vec<f32> =
+                    (0..2 * 200 * 4).map(|i| if i / 4 % 200 < positions { 1.0 } else { 0.0 }).collect();
+                assert_eq!(values(&tensor), want);
+            }
         }
         cache.rows(0, 3, 299).unwrap();
         assert_eq!(cache.room, 300, "no more than there may be");
