@@ -227,12 +227,12 @@ bench-agent: ## what the node agent costs: its process with 100 pods, a window's
 
 .PHONY: bench-engines
 bench-engines: export LIBTORCH := $(CURDIR)/build/torch
-bench-engines: onnxruntime openvino ## our engines and their peers in Python in turns, with ratios (installs several GB the first time); ARGS="--batch 8", RUNTIME_FEATURES=llamacpp,torch
+bench-engines: onnxruntime openvino ## our engines and their peers in Python in turns, with ratios (installs several GB the first time); ARGS="--batch 1 8 16", RUNTIME_FEATURES=llamacpp,torch
 	$(call stage,our engines and ONNX Runtime and transformers in Python in turns)
 	case "$${RUNTIME_FEATURES:-}" in *torch*) charts/images/torch ;; esac
 	cargo build --release -p joulecast-runtime --bin joulecast-runtime --features "$${RUNTIME_FEATURES:-default}"
 	[ -e build/bench/smollm2/config.json ] || target/release/joulecast-runtime random-model --shape smollm2-135m --dtype f32 --out build/bench/smollm2
-	[ -e build/bench/packs/openvino-f32 ] || { rm -rf build/bench/packs; tools/modelpack --model build/bench/smollm2 --out build/bench/packs --artifacts onnx:f32,onnx:int8,openvino:f32,gguf:f32,gguf:q8_0,gguf:q4_0; }
+	[ -e build/bench/packs/openvino-f32 ] || { rm -rf build/bench/packs; tools/modelpack --model build/bench/smollm2 --out build/bench/packs --artifacts onnx:f32,onnx:int8,onnx:int4,openvino:f32,gguf:f32,gguf:q8_0,gguf:q4_0; }
 	case "$${RUNTIME_FEATURES:-}" in *torch*)
 		[ -e build/bench/packs/torchscript-f32 ] || tools/modelpack --model build/bench/smollm2 --out build/bench/packs --artifacts torchscript:f32,torchscript:bf16 ;;
 	esac

@@ -58,6 +58,9 @@ pub struct Artifact {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 16))]
     pub dtype: Option<String>,
+    /// Score of what these files answer, where it is another than the model's, as with rounded weights; a job's objective and its minAccuracy then go by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub accuracy: Option<Accuracy>,
     /// What the files are, as reports of runs tell it in their artifactDigest and as tools/modelpack writes it: a run refuses other files, and predictions are for these, not for a name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(max = 80))]

@@ -5,6 +5,7 @@ mod files;
 mod plan;
 mod pod;
 mod profile;
+mod quality;
 mod run;
 mod shell;
 
@@ -44,6 +45,8 @@ pub(crate) enum Command {
     Profile(Box<profile::ProfileArgs>),
     /// Measures prefill and decode rates beside the machine's own limits.
     Bench(Box<bench::BenchArgs>),
+    /// Tells how well an artifact predicts a text, alone and beside another one: what rounding its weights costs.
+    Quality(Box<quality::QualityArgs>),
     /// Makes a model directory with random weights, to measure with.
     RandomModel(bench::RandomModelArgs),
     /// Copies a model directory onto a volume, with checksums.
@@ -79,6 +82,7 @@ pub(crate) fn execute(command: Command) -> anyhow::Result<u8> {
         Command::Plan(args) => plan::plan(&args),
         Command::Profile(args) => profile::profile(*args),
         Command::Bench(args) => bench::bench(*args),
+        Command::Quality(args) => quality::quality(*args),
         Command::RandomModel(args) => bench::random_model(&args),
         Command::Install(args) => files::install(&args),
         Command::Cat(args) => files::cat(&args),

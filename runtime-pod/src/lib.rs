@@ -18,6 +18,7 @@ pub mod pod;
 pub mod print_file;
 pub mod profile;
 pub mod progress;
+pub mod quality;
 pub mod random_model;
 pub mod report;
 pub mod request_sums;

@@ -6,6 +6,8 @@ mod bench;
 mod ends;
 #[path = "binary/model.rs"]
 mod model;
+#[path = "binary/quality.rs"]
+mod quality;
 #[path = "binary/rapl.rs"]
 mod rapl;
 

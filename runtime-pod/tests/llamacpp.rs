@@ -305,3 +305,43 @@ fn broken_files_are_refused_by_name() {
     }
     assert!(accepted > 0, "names of no consequence may be damaged");
 }
+
+/// On a busy machine threads that look for work without a bound take the CPU from those that have some.
+#[test]
+fn the_program_bounds_how_long_threads_look_for_work() {
+    let dir = directory("tiny-qwen2.gguf");
+    let settings = |chosen: Option<&str>| -> String {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_joulecast-runtime"));
+        command.env_remove("GOMP_SPINCOUNT").env_remove("OMP_WAIT_POLICY");
+        command.envs(chosen.map(|value| ("OMP_WAIT_POLICY", value)));
+        // Long enough to be looked at.
+        command.args([
+            "bench",
+            "--engine",
+            "llamacpp",
+            "--provider",
+            "cpu",
+            "--gen-tokens",
+            "8",
+            "--prompt-tokens",
+            "8",
+        ]);
+        command.args(["--repeat", "1000", "--model"]).arg(dir.path()).stdout(std::process::Stdio::null());
+        let mut child = command.spawn().unwrap();
+        let environment = Path::new("/proc").join(child.id().to_string()).join("environ");
+        let named = |text: &str| text.split('\0').any(|v| v.starts_with("GOMP_") || v.starts_with("OMP_"));
+        let mut found = String::new();
+        for _ in 0..200 {
+            found = std::fs::read_to_string(&environment).unwrap();
+            if named(&found) || child.try_wait().unwrap().is_some() {
+                break;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(10));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        found.split('\0').filter(|v| v.starts_with("GOMP_") || v.starts_with("OMP_")).collect::<Vec<_>>().join(" ")
+    };
+    assert_eq!(settings(None), "GOMP_SPINCOUNT=1000");
+    assert_eq!(settings(Some("passive")), "OMP_WAIT_POLICY=passive");
+}

@@ -4,10 +4,10 @@ import argparse
 import json
 import re
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
@@ -19,7 +19,8 @@ COMPANIONS = ["config.json", "generation_config.json", "tokenizer.json", "tokeni
               "special_tokens_map.json"]
 KINDS = {"onnx": ("f32", "int8", "int4"), "gguf": tuple(gguf_file.TYPES), "openvino": openvino_ir.DTYPES,
          "torchscript": tuple(torchscript.DTYPES)}
-ROWS, LENGTH = 8, 96  # segments of the text on which quality is measured
+# Quality is measured on segments of a text, as `joulecast-runtime quality` does: rows at once, tokens of each, tokens at most.
+ROWS, LENGTH, MOST = 8, 97, 8192
 
 
 def main():
@@ -56,12 +57,16 @@ def main():
         entry = {"format": kind, "dtype": dtype, "directory": directory.name}
         if artifact is not None:
             entry |= checked(model, neutral, dtype, artifact, directory, source, given.text)
+        elif dtype != "f32" and given.text and given.runtime:
+            entry |= by_runtime(given, directory, source)
         entry["bytes"] = sum(f.stat().st_size for f in directory.iterdir() if f.name.startswith("model."))
         manifest.write_sums(directory)
         entry["digest"] = manifest.digest(directory)
         print(json.dumps(entry), file=sys.stderr)
-        packed.append((kind, dtype, directory.name, entry["bytes"], entry["digest"]))
+        packed.append((kind, dtype, directory.name, entry["bytes"], entry["digest"], own_accuracy(entry, given)))
         report.append(entry)
+        if given.accuracy is None and "original_top1_accuracy" in entry:
+            given.accuracy = (f"{entry['original_top1_accuracy']:.4f}", told(entry, given, "original_"))
     text = manifest.inference_model(given.name, neutral.parameters, given.claim, given.prefix, packed, given.accuracy)
     (out / "inferencemodel.yaml").write_text(text)
     print(json.dumps({"model": given.name, "parameters": neutral.parameters, "artifacts": report}, indent=2))
@@ -76,9 +81,36 @@ def checked(model, neutral, dtype, artifact, directory, source, text):
     ids = AutoTokenizer.from_pretrained(source)(Path(text).read_text())["input_ids"]
     if len(ids) < ROWS * LENGTH:
         sys.exit(f"--text: {text} has {len(ids)} tokens; at least {ROWS * LENGTH} are needed")
-    mine = artifact(ROWS, LENGTH)
-    found = check.quality(model, lambda piece: mine.step(np.asarray(piece)), ids, ROWS, LENGTH)
-    return vars(found)
+    return vars(check.quality(model, artifact, ids[:MOST], ROWS, LENGTH))
+
+
+def by_runtime(given, directory, source):
+    """GGUF is measured by the engine that will run it: q4_K by llama.cpp, all else by candle, against the original in f32."""
+    engine = "llamacpp" if directory.name == "gguf-q4_K" else "candle"
+    command = [given.runtime, "quality", "--engine", engine, "--model", str(directory), "--text", given.text, "--tokens", str(MOST),
+               "--reference", str(source), "--reference-engine", "candle", "--reference-dtype", "f32", "--output", "json"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    if run.returncode != 0:
+        sys.exit(f"--runtime: {' '.join(command)}: {run.stderr.strip()}")
+    found = json.loads(run.stdout)
+    return {"tokens": found["tokens"], "perplexity": found["perplexity"], "original_perplexity": found["reference"]["perplexity"],
+            "top1_accuracy": found["top1_accuracy"], "original_top1_accuracy": found["reference"]["top1_accuracy"],
+            "top1_agreement": found["top1_agreement"]}
+
+
+def told(entry, given, which=""):
+    """Where a score that was measured here comes from."""
+    text = f"next token right, {entry['tokens']} tokens of {Path(given.text).name}; perplexity {entry[which + 'perplexity']:.4f}"
+    if not which:
+        text += f" (original {entry['original_perplexity']:.4f}), best token as in the original {100 * entry['top1_agreement']:.1f} %"
+    return text
+
+
+def own_accuracy(entry, given):
+    """A rounded artifact's own score, if the text gave one and the model's score is of the same kind."""
+    if "top1_accuracy" not in entry or (given.accuracy is not None and not given.accuracy[1].startswith("next token right")):
+        return None
+    return f"{entry['top1_accuracy']:.4f}", told(entry, given)
 
 
 def arguments():
@@ -90,8 +122,9 @@ def arguments():
     parser.add_argument("--name", type=object_name, default="model", help="name of the InferenceModel")
     parser.add_argument("--claim", default="models", help="PersistentVolumeClaim that the artifacts will lie on")
     parser.add_argument("--prefix", default="", help="directory on that volume")
-    parser.add_argument("--accuracy", type=accuracy, metavar="SCORE=SOURCE", help="accuracy score and where it comes from")
-    parser.add_argument("--text", metavar="FILE", help="a text of the model's own kind: perplexity and top-1 agreement of rounded artifacts (but GGUF) are measured on it")
+    parser.add_argument("--accuracy", type=accuracy, metavar="SCORE=SOURCE", help="accuracy score and where it comes from; without it, and with --text, the share of the text's tokens that the model predicts, and for each rounded artifact its own")
+    parser.add_argument("--text", metavar="FILE", help="a text of the model's own kind: perplexity and top-1 agreement of rounded artifacts are measured on it")
+    parser.add_argument("--runtime", metavar="FILE", help="joulecast-runtime, to measure rounded GGUF artifacts on --text")
     parser.add_argument("--inline", action="store_true", help="weights inside model.onnx (for small models; a file may have 2 GB)")
     return parser.parse_args()
 

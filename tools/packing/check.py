@@ -26,6 +26,8 @@ class Quality:
     tokens: int
     perplexity: float
     original_perplexity: float
+    top1_accuracy: float
+    original_top1_accuracy: float
     top1_agreement: float
 
 
@@ -113,21 +115,26 @@ def rows_apart(artifact, path, vocab):
 
 
 @torch.no_grad()
-def quality(model, step_rows, ids, rows, length):
-    """Both models over `rows` segments of `length` tokens of a text; `step_rows` gives an artifact's logits token by token."""
-    segments = np.array(ids[: rows * length]).reshape(rows, length)
-    want = model(torch.tensor(segments)).logits.float().numpy()
+def quality(model, artifact, ids, rows, length):
+    """Both models over the segments of `length` tokens of a text, `rows` of them at once; `artifact(rows, length)` gives one with an empty cache."""
+    segments = np.array(ids[: len(ids) // length * length]).reshape(-1, length)
     loss = own_loss = 0.0
-    agree = count = 0
-    for at in range(length - 1):
-        got = step_rows(segments[:, at : at + 1])
-        for row in range(rows):
-            following = segments[row, at + 1]
-            loss -= log_probability(got[row], following)
-            own_loss -= log_probability(want[row, at], following)
-            agree += int(got[row].argmax() == want[row, at].argmax())
-            count += 1
-    return Quality(count, float(np.exp(loss / count)), float(np.exp(own_loss / count)), agree / count)
+    agree = count = right = own_right = 0
+    for group in (segments[at : at + rows] for at in range(0, len(segments), rows)):
+        want = model(torch.tensor(group)).logits.float().numpy()
+        mine = artifact(len(group), length)
+        for at in range(length - 1):
+            got = mine.step(np.asarray(group[:, at : at + 1]))
+            for row in range(len(group)):
+                following = group[row, at + 1]
+                loss -= log_probability(got[row], following)
+                own_loss -= log_probability(want[row, at], following)
+                best, own_best = got[row].argmax(), want[row, at].argmax()
+                agree += int(best == own_best)
+                right += int(best == following)
+                own_right += int(own_best == following)
+                count += 1
+    return Quality(count, float(np.exp(loss / count)), float(np.exp(own_loss / count)), right / count, own_right / count, agree / count)
 
 
 def log_probability(logits, token):

@@ -37,7 +37,7 @@ def digest(directory):
 
 
 def inference_model(name, parameters, claim, prefix, artifacts, accuracy):
-    """The manifest as YAML; `artifacts` are (format, dtype, directory, bytes, digest), `accuracy` (score, source) or None."""
+    """The manifest as YAML; `artifacts` are (format, dtype, directory, bytes, digest, accuracy), `accuracy` (score, source) or None."""
     lines = [
         "apiVersion: joulecast.dev/v1alpha1", "kind: InferenceModel", "metadata:", f"  name: {name}", "spec:",
         f"  parameterCount: {parameters}",
@@ -45,9 +45,12 @@ def inference_model(name, parameters, claim, prefix, artifacts, accuracy):
     if accuracy is not None:
         lines += ["  accuracy:", f'    score: "{accuracy[0]}"', f'    source: "{accuracy[1]}"']
     lines.append("  artifacts:")
-    for kind, dtype, directory, size, digest in artifacts:
+    for kind, dtype, directory, size, digest, own in artifacts:
+        lines += [f"    - format: {kind} # {size / 1e6:.1f} MB", f"      dtype: {dtype}"]
+        if own is not None:
+            lines += ["      accuracy:", f'        score: "{own[0]}"', f'        source: "{own[1]}"']
         lines += [
-            f"    - format: {kind} # {size / 1e6:.1f} MB", f"      dtype: {dtype}", f"      digest: {digest}",
+            f"      digest: {digest}",
             "      source:", "        persistentVolumeClaim:", f"          claimName: {claim}",
             f"          path: {prefix + '/' if prefix else ''}{directory}",
         ]

@@ -2,7 +2,7 @@
 //! nodes. Pure; the sentences made here are what the user reads.
 
 use crate::config::Runtime;
-use crate::controller::validate::{ModelOption, ValidJob};
+use crate::controller::validate::{Artifact, ModelOption, ValidJob};
 use joulecast_crds::inference_job::{LeftOutCandidate, PredictionBasis};
 use joulecast_crds::{ArtifactFormat, DeviceClass, EngineName, Provider};
 use std::collections::BTreeSet;
@@ -112,7 +112,7 @@ fn of_model(
     runnable: &mut Vec<Runnable>,
     rejected: &mut Vec<Rejected>,
 ) {
-    let (name, accuracy, artifacts) = match model {
+    let (name, artifacts) = match model {
         ModelOption::Missing { name } => {
             let reason = format!("InferenceModel {name} not found in namespace {}: create it", job.namespace);
             rejected.push(Rejected {
@@ -124,26 +124,25 @@ fn of_model(
             });
             return;
         }
-        ModelOption::Known { name, accuracy, artifacts, .. } => (name, accuracy, artifacts),
+        ModelOption::Known { name, artifacts, .. } => (name, artifacts),
     };
     let mut reject = |engine, provider, hurdle, reason: String| {
         rejected.push(Rejected { model: name.clone(), engine, provider, hurdle, reason });
     };
-    if let Some(least) = &job.min_accuracy {
-        match accuracy {
-            Some(score) if score.value() >= least.value() => {}
-            Some(score) => {
-                reject(None, None, Hurdle::Constraint, format!("accuracy {score} is below minAccuracy {least}"));
-                return;
-            }
+    let good_enough = |artifact: &Artifact| match &job.min_accuracy {
+        Some(least) => artifact.accuracy.as_ref().is_some_and(|score| score.value() >= least.value()),
+        None => true,
+    };
+    if let (Some(least), false) = (&job.min_accuracy, artifacts.iter().any(good_enough)) {
+        let scores = artifacts.iter().filter_map(|artifact| artifact.accuracy.as_ref());
+        let reason = match scores.max_by(|a, b| a.value().total_cmp(&b.value())) {
+            Some(best) => format!("accuracy {best} is below minAccuracy {least}"),
             None => {
-                let reason = format!(
-                    "no accuracy score, and minAccuracy is {least}: add spec.accuracy to InferenceModel {name}"
-                );
-                reject(None, None, Hurdle::Constraint, reason);
-                return;
+                format!("no accuracy score, and minAccuracy is {least}: add spec.accuracy to InferenceModel {name}")
             }
-        }
+        };
+        reject(None, None, Hurdle::Constraint, reason);
+        return;
     }
     for &engine in EngineName::ALL {
         if !job.engines.is_empty() && !job.engines.contains(&engine) {
@@ -162,6 +161,19 @@ fn of_model(
                 format!("no artifact in a format that {engine} reads ({formats}): add one to InferenceModel {name}");
             reject(Some(engine), None, Hurdle::Artifact, reason);
             continue;
+        }
+        let (readable, rough): (Vec<_>, Vec<_>) =
+            readable.into_iter().partition(|(index, _)| good_enough(&artifacts[*index]));
+        if let Some(least) = job.min_accuracy.as_ref().filter(|_| !rough.is_empty()) {
+            for Artifact { format, dtype, accuracy, .. } in rough.iter().map(|(index, _)| &artifacts[*index]) {
+                let dtype = dtype.as_deref().map_or(String::new(), |dtype| format!(" {dtype}"));
+                let score = accuracy.as_ref().map_or("none".to_owned(), ToString::to_string);
+                let reason = format!("accuracy {score} of artifact {format}{dtype} is below minAccuracy {least}");
+                reject(Some(engine), None, Hurdle::Constraint, reason);
+            }
+            if readable.is_empty() {
+                continue;
+            }
         }
         for &provider in engine.providers() {
             match hurdle(job, engine, provider, runtimes, classes) {
@@ -257,6 +269,25 @@ mod tests {
         let (runnable, rejected) = all(|job| job.spec.constraints.min_accuracy = Some("0.5".into()));
         assert!(runnable.is_empty());
         assert_eq!(rejected[0].reason, "accuracy 0.41 is below minAccuracy 0.5");
+        let mut models = samples::models();
+        let spec = &mut std::sync::Arc::make_mut(models.get_mut("demo").unwrap()).spec;
+        let rounded = |score: &str| joulecast_crds::inference_model::Artifact {
+            format: ArtifactFormat::Gguf,
+            dtype: Some("q4_0".into()),
+            accuracy: Some(joulecast_crds::inference_model::Accuracy { score: score.into(), source: "s".into() }),
+            ..spec.artifacts[0].clone()
+        };
+        let more = [rounded("0.39"), rounded("0.4")];
+        spec.artifacts.extend(more);
+        let mut job = samples::job();
+        job.spec.constraints.min_accuracy = Some("0.4".into());
+        let valid = validate(&job, &models).unwrap();
+        let (runnable, rejected) = candidates(&valid, &samples::config().runtimes, &[DeviceClass::Cpu].into());
+        assert_eq!(runnable.iter().map(|one| one.artifact).collect::<Vec<_>>(), [0, 2], "each by its own score");
+        assert_eq!(
+            reason(&rejected, EngineName::Candle, None),
+            "accuracy 0.39 of artifact gguf q4_0 is below minAccuracy 0.4"
+        );
         let (_, rejected) = all(|job| job.spec.models[0].name = "absent".into());
         assert_eq!(rejected[0].reason, "InferenceModel absent not found in namespace team: create it");
 

@@ -307,13 +307,12 @@ fn terms(predictor: Option<&QuantityPredictor>) -> (CostTerms, f64) {
     (CostTerms { terms: cost.named(), floor_terms: floor.map(|floor| floor.named()) }, half)
 }
 
-/// Where a candidate's files lie, and the score of its model; one without a score counts as 0: nothing is known of it.
+/// Where a candidate's files lie, and their score; without one it counts as 0: nothing is known of it.
 fn artifact<'a>(job: &'a ValidJob, runnable: &Runnable) -> Option<(&'a ClaimPath, f64)> {
     job.models.iter().find_map(|model| match model {
-        ModelOption::Known { name, accuracy, artifacts, .. } if *name == runnable.model => {
-            let score = accuracy.as_ref().map_or(0.0, Fraction::value);
-            artifacts.get(runnable.artifact).map(|artifact| (&artifact.claim, score))
-        }
+        ModelOption::Known { name, artifacts, .. } if *name == runnable.model => artifacts
+            .get(runnable.artifact)
+            .map(|artifact| (&artifact.claim, artifact.accuracy.as_ref().map_or(0.0, Fraction::value))),
         _ => None,
     })
 }

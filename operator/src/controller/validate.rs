@@ -117,8 +117,6 @@ pub enum ModelOption {
     Known {
         /// Its name.
         name: String,
-        /// Its accuracy score.
-        accuracy: Option<Fraction>,
         /// Number of its parameters.
         parameters: Option<i64>,
         /// Its artifacts, in the order of the manifest.
@@ -127,12 +125,14 @@ pub enum ModelOption {
 }
 
 /// One set of files.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Artifact {
     /// Format.
     pub format: ArtifactFormat,
     /// Number format of the weights, as the manifest calls it.
     pub dtype: Option<String>,
+    /// Score of their answers: their own, or else the model's.
+    pub accuracy: Option<Fraction>,
     /// What the files are, if the manifest tells.
     pub digest: Option<String>,
     /// Where the files lie.
@@ -369,17 +369,18 @@ fn share(field: &str, bound: &ShareBound) -> Result<Share, Invalid> {
 fn known(name: &str, spec: &InferenceModelSpec) -> Result<ModelOption, Invalid> {
     let InferenceModelSpec { parameter_count, accuracy, artifacts } = spec;
     let field = |rest: &str| format!("InferenceModel {name}: spec.{rest}");
+    let score = |at: &str, accuracy: &Option<Accuracy>| {
+        let score = accuracy.as_ref().map(|Accuracy { score, source: _ }| Fraction::parse(&field(at), score));
+        score.transpose()
+    };
+    let of_model = score("accuracy.score", accuracy)?;
     Ok(ModelOption::Known {
         name: name.to_owned(),
-        accuracy: accuracy
-            .as_ref()
-            .map(|Accuracy { score, source: _ }| Fraction::parse(&field("accuracy.score"), score))
-            .transpose()?,
         parameters: *parameter_count,
         artifacts: artifacts
             .iter()
             .enumerate()
-            .map(|(index, ApiArtifact { format, dtype, digest, source })| {
+            .map(|(index, ApiArtifact { format, dtype, accuracy, digest, source })| {
                 let at = field(&format!("artifacts[{index}].source"));
                 let Some(claim) = &source.persistent_volume_claim else {
                     return Err(Invalid::Source {
@@ -390,6 +391,8 @@ fn known(name: &str, spec: &InferenceModelSpec) -> Result<ModelOption, Invalid> 
                 Ok(Artifact {
                     format: *format,
                     dtype: dtype.clone(),
+                    accuracy: score(&format!("artifacts[{index}].accuracy.score"), accuracy)?
+                        .or_else(|| of_model.clone()),
                     digest: digest.clone(),
                     claim: inside(&format!("{at}.persistentVolumeClaim.path"), claim)?,
                 })

@@ -96,7 +96,7 @@ impl Compare<'_> {
     fn rule(&self, name: &str, rule: &str, mut choose: impl FnMut(usize, Tokens) -> usize) -> Baseline {
         let mut sums = Running::new(self.ground);
         for (i, tokens) in self.requests.iter().enumerate() {
-            sums.add(*tokens, choose(i, *tokens), 1);
+            sums.add(*tokens, choose(i, *tokens));
         }
         self.outcome(name, rule.to_owned(), &sums.loads())
     }
@@ -113,9 +113,9 @@ impl Compare<'_> {
         let mut by_octave: Vec<Running> = (0..26).map(|_| Running::new(self.ground)).collect();
         for tokens in self.requests {
             let running = &mut by_octave[octave(*tokens)];
-            (0..m).for_each(|k| running.add(*tokens, k, 1));
+            (0..m).for_each(|k| running.add(*tokens, k));
         }
-        let by_octave: Vec<Vec<Load>> = by_octave.iter().map(Running::loads).collect();
+        let by_octave: Vec<Vec<Load>> = by_octave.iter_mut().map(Running::loads).collect();
         let part = |k: usize, octaves: std::ops::Range<usize>| {
             let mut sum = Load::default();
             for loads in &by_octave[octaves] {
@@ -176,20 +176,20 @@ impl Running {
         Self(splits.collect())
     }
 
-    fn add(&mut self, tokens: Tokens, k: usize, count: u64) {
+    fn add(&mut self, tokens: Tokens, k: usize) {
         let (all, energy, runtime) = &mut self.0[k];
-        all.add(tokens, count);
-        energy.add(tokens, count);
-        runtime.add(tokens, count);
+        all.add(tokens, 1);
+        energy.add(tokens);
+        runtime.add(tokens);
     }
 
-    fn loads(&self) -> Vec<Load> {
-        let load = |(all, energy, runtime): &(Moments, Split, Split)| Load {
+    fn loads(&mut self) -> Vec<Load> {
+        let load = |(all, energy, runtime): &mut (Moments, Split, Split)| Load {
             all: *all,
             energy: energy.sum_over(all),
             runtime: runtime.sum_over(all),
         };
-        self.0.iter().map(load).collect()
+        self.0.iter_mut().map(load).collect()
     }
 }
 

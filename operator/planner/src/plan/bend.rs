@@ -1,6 +1,7 @@
 //! Knots of a cost as the solver sees them: over the plane, a bend is one of three quadratics, nothing below its place,
 //! and joined without a gap along the lines x = over and x + y = over, or along y = over.
 
+use super::contest::unpacked;
 use super::moments::Moments;
 use super::surface::{Area, Quadratic};
 use crate::cost::Knot;
@@ -53,8 +54,9 @@ impl Bend {
         let over = self.over;
         match self.axis {
             Axis::Context if high.0 + high.1 <= over => Some(Reach::Below),
-            Axis::Context if low.0 >= over => Some(Reach::All),
+            // Before `All`, which at the place itself is a difference of two equal terms.
             Axis::Context if high.0 <= over && low.0 + low.1 >= over => Some(Reach::Steps),
+            Axis::Context if low.0 >= over => Some(Reach::All),
             Axis::Output if high.1 <= over => Some(Reach::Below),
             Axis::Output if low.1 >= over => Some(Reach::Steps),
             _ => None,
@@ -176,11 +178,31 @@ pub(crate) struct Parted {
 
 impl Parted {
     #[inline]
-    pub(crate) fn add(&mut self, bend: &Bend, tokens: Tokens, count: u64) {
+    pub(crate) fn add(&mut self, bend: &Bend, tokens: Tokens) {
         match bend.reach(f64::from(tokens.input), f64::from(tokens.output)) {
             Reach::Below => {}
-            Reach::Steps => self.steps.add(tokens, count),
-            Reach::All => self.all.add(tokens, count),
+            Reach::Steps => self.steps.add(tokens, 1),
+            Reach::All => self.all.add(tokens, 1),
+        }
+    }
+
+    /// Adds requests, see `contest::packed`.
+    pub(crate) fn add_all(&mut self, bend: &Bend, keys: &[u64]) {
+        const RUN: usize = 128;
+        let (mut steps, mut all) = ([0; RUN], [0; RUN]);
+        for keys in keys.chunks(RUN) {
+            let (mut in_steps, mut in_all) = (0, 0);
+            for key in keys {
+                let tokens = unpacked(*key);
+                let reach = bend.reach(f64::from(tokens.input), f64::from(tokens.output));
+                // Written to where the next one is to go, and left there if it belongs there: no branch to guess.
+                steps[in_steps] = *key;
+                all[in_all] = *key;
+                in_steps += usize::from(reach == Reach::Steps);
+                in_all += usize::from(reach == Reach::All);
+            }
+            self.steps.merge(&Moments::of(&steps[..in_steps]));
+            self.all.merge(&Moments::of(&all[..in_all]));
         }
     }
 
@@ -240,6 +262,7 @@ impl FixedBend {
 
 #[cfg(test)]
 mod tests {
+    use super::super::contest::packed;
     use super::*;
     use proptest::prelude::*;
 
@@ -262,6 +285,15 @@ mod tests {
         assert_eq!(Bend::of(&Knot { over: 7, ..Knot::default() }).count(), 0);
     }
 
+    #[test]
+    fn a_box_of_one_point_is_where_the_point_is() {
+        let knot = Knot { over: 64, tin: 1.0, ..Knot::default() };
+        let bend = Bend::of(&knot).next().unwrap();
+        for point in [(64.0, 8.0), (63.0, 8.0), (60.0, 4.0), (64.0, 0.0), (65.0, 0.0)] {
+            assert_eq!(bend.reach_over(point, point), Some(bend.reach(point.0, point.1)), "{point:?}");
+        }
+    }
+
     proptest! {
         #[test]
         fn a_bend_is_its_knot_and_one_of_its_quadratics((knot, bend) in bend(), x in 0u32..100, y in 0u32..100) {
@@ -271,8 +303,14 @@ mod tests {
             prop_assert!(near(bend.at(x, y)));
             prop_assert!(near(bend.quadratic(bend.reach(x, y)).at(x, y)));
             let mut parted = Parted::default();
-            parted.add(&bend, tokens, 1);
+            parted.add(&bend, tokens);
             prop_assert!(near(parted.sum_of(&bend)));
+            let (mut one_by_one, mut together) = (Parted::default(), Parted::default());
+            let apart = |i: u32| Tokens { input: (tokens.input + 7 * i) % 101, output: (tokens.output + 3 * i) % 97 };
+            let many: Vec<Tokens> = (0..300).map(apart).collect();
+            many.iter().for_each(|tokens| one_by_one.add(&bend, *tokens));
+            together.add_all(&bend, &many.iter().map(|tokens| packed(*tokens)).collect::<Vec<_>>());
+            prop_assert_eq!((one_by_one.steps, one_by_one.all), (together.steps, together.all));
             let context = FixedBend { axis: bend.axis, over: knot.over, tin: 3, step: 5, half: 7 };
             let output = FixedBend { tin: 0, half: 0, ..context };
             let fixed = if bend.axis == Axis::Output { output } else { context };

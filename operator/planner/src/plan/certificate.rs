@@ -22,7 +22,7 @@ pub(crate) fn dual_value(workload: &Workload, classes: &Classes, outlets: &[Outl
     let mut least = Least { workload, classes, potentials, sums: sums.collect(), counts: vec![0; classes.len()] };
     // With margins of nothing but the rounding errors: what they leave open is compared in integers.
     workload.walk(&Contest::new(&surfaces, &errors), &mut least);
-    let served: i128 = least.sums.iter().map(FixedSum::sum).sum();
+    let served: i128 = least.sums.iter_mut().map(FixedSum::sum).sum();
     let prices: i128 = least.counts.iter().zip(potentials).map(|(n, p)| i128::from(*n) * p).sum();
     let let_out = outlets.iter().map(|outlet| {
         let cost = outlet.cost - potentials[outlet.class];
@@ -85,5 +85,5 @@ pub(crate) fn primal_value(ground: &Ground<'_>, classes: &Classes, assignment: &
             sums[k].add(tokens);
         }
     });
-    (sums.iter().map(FixedSum::sum).sum(), loads.loads())
+    (sums.iter_mut().map(FixedSum::sum).sum(), loads.loads())
 }

@@ -1,6 +1,7 @@
 //! Comparing surfaces: at a request, at the requests of a cell, and over a box of the plane.
 
-use super::surface::{Area, LocalSurface, Surface};
+use super::classes::rounding;
+use super::surface::{Area, LocalSurface, Quadratic, Surface};
 use crate::units::Tokens;
 
 /// Surfaces to compare. One is near the lowest where it is above it by no more than both their margins.
@@ -70,6 +71,42 @@ impl<'a> Contest<'a> {
         self.judge(mask, |place| values[place])
     }
 
+    /// The same where values are as uncertain as `doubts`; None where that could make a difference.
+    #[inline]
+    fn judge_surely(&self, mask: u64, doubts: &[f64; FEW], value: impl Fn(usize) -> f64) -> Option<(usize, u64)> {
+        let (mut lowest, mut first, mut least) = (0, 0, f64::INFINITY);
+        for (place, k) in bits(mask).enumerate() {
+            if value(place) < least {
+                (lowest, first, least) = (k, place, value(place));
+            }
+        }
+        let mut near = 1 << lowest;
+        for (place, k) in bits(mask & !near).enumerate().map(|(i, k)| (i + usize::from(i >= first), k)) {
+            let (above, doubt) = (value(place) - least, doubts[place] + doubts[first]);
+            let beyond = above - (self.margins[k] + self.margins[lowest]);
+            if above <= doubt || beyond.abs() <= doubt {
+                return None;
+            }
+            if beyond < 0.0 {
+                near |= 1 << k;
+            }
+        }
+        Some((lowest, near))
+    }
+
+    /// The quadratics that the surfaces of `mask` are on all of a box, with how far off their values may be; None where
+    /// one of them is not a single one there.
+    fn folded(&self, area: &Area, mask: u64) -> Option<([Quadratic; FEW], [f64; FEW])> {
+        let (low, high) = area.corners();
+        let (mut faces, mut doubts) = ([Quadratic::default(); FEW], [0.0; FEW]);
+        for (place, k) in bits(mask).enumerate() {
+            let surface = &self.surfaces[k];
+            faces[place] = surface.folded(low, high)?;
+            doubts[place] = rounding(surface.magnitude(high.0, high.1) + faces[place].magnitude(high.0, high.1));
+        }
+        Some((faces, doubts))
+    }
+
     /// The lowest of the surfaces of `mask` and those near it, by their values in the order of the bits.
     #[inline]
     fn judge(&self, mask: u64, value: impl Fn(usize) -> f64) -> (usize, u64) {
@@ -88,29 +125,43 @@ impl<'a> Contest<'a> {
         (lowest, near)
     }
 
-    /// Shows the lowest and the near surfaces of `mask` at each request.
-    pub(crate) fn each(&self, keys: &[u64], mask: u64, board: &mut Board, mut see: impl FnMut(Tokens, usize, u64)) {
-        if !self.plain || mask.count_ones() as usize > FEW {
+    /// Shows the lowest and the near surfaces of `mask` at each request; all of them lie within a box.
+    pub(crate) fn each(
+        &self,
+        keys: &[u64],
+        area: &Area,
+        mask: u64,
+        board: &mut Board,
+        mut see: impl FnMut(Tokens, usize, u64),
+    ) {
+        let folded = if mask.count_ones() as usize > FEW { None } else { self.folded(area, mask) };
+        let Some((faces, doubts)) = folded else {
             for tokens in keys.iter().map(|key| unpacked(*key)) {
                 let (lowest, near) = self.at(tokens, mask);
                 see(tokens, lowest, near);
             }
             return;
-        }
+        };
         let (mut xs, mut ys) = ([0.0; LANES], [0.0; LANES]);
         for keys in keys.chunks(LANES) {
             for ((x, y), key) in xs.iter_mut().zip(&mut ys).zip(keys) {
                 let tokens = unpacked(*key);
                 (*x, *y) = (f64::from(tokens.input), f64::from(tokens.output));
             }
-            for (values, k) in board.iter_mut().zip(bits(mask)) {
-                let face = self.surfaces[k].faces()[0];
+            for (values, face) in board.iter_mut().zip(&faces[..mask.count_ones() as usize]) {
                 for ((value, x), y) in values.iter_mut().zip(&xs).zip(&ys) {
                     *value = face.at(*x, *y);
                 }
             }
             for (lane, key) in keys.iter().enumerate() {
-                let (lowest, near) = self.judge(mask, |place| board[place][lane]);
+                let value = |place: usize| board[place][lane];
+                let (lowest, near) = if self.plain {
+                    self.judge(mask, value)
+                } else {
+                    // A single request is judged by the surfaces themselves: where that could differ, so is this one.
+                    let judged = self.judge_surely(mask, &doubts, value);
+                    judged.unwrap_or_else(|| self.at(unpacked(*key), mask))
+                };
                 see(unpacked(*key), lowest, near);
             }
         }

@@ -45,6 +45,22 @@ impl Core {
         rows.of[self.who[arc]].iter().copied().zip(self.usage[arc * self.stride..].iter().copied())
     }
 
+    /// All units where they are cheapest at some prices, and the bound that these prices prove.
+    pub(crate) fn cheapest(&self, rows: &Rows, prices: &[f64]) -> (Vec<f64>, f64) {
+        let mut flow = vec![0.0; self.who.len()];
+        let mut bound = self.settled - prices.iter().zip(&self.left).map(|(p, left)| p * left).sum::<f64>();
+        for unit in 0..self.len() {
+            let priced =
+                |arc: usize| self.cost[arc] + self.uses(rows, arc).map(|(row, u)| u * prices[row]).sum::<f64>();
+            let costs = self.arcs(unit).map(|arc| (priced(arc), arc));
+            if let Some((cost, arc)) = costs.min_by(|a, b| a.0.total_cmp(&b.0)) {
+                flow[arc] = self.counts[unit] as f64;
+                bound += cost * flow[arc];
+            }
+        }
+        (flow, bound)
+    }
+
     fn push(
         &mut self,
         ground: &Ground<'_>,

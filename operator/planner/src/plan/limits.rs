@@ -19,13 +19,20 @@ use super::{smooth, tally};
 /// Up to this many (request, candidate) pairs are taken all at once.
 const SMALL: usize = 50_000;
 /// Nodes that the first estimate of prices is made from.
-const COARSE: usize = 4096;
+const COARSE: usize = 1024;
 /// Corrections of that estimate by all requests, and halvings of those that went too far.
 const CORRECTIONS: usize = 12;
 /// A correction that gains less than this part of the dual function is the last.
 const CORRECTED: f64 = 1e-12;
 /// Requests that stay undecided when all others are decided by prices.
 const UNDECIDED: f64 = 5000.0;
+/// Units that whole assignments are made from, at most this part of all requests, and how much wider their band is at most.
+const WIDE: f64 = 12_000.0;
+const WIDE_PART: f64 = 0.05;
+const WIDEST: f64 = 3.0;
+/// Steps of the search for a whole assignment, and at most so many for each arc.
+const STEPS: u64 = 100_000;
+const STEPS_EACH: u64 = 20;
 /// Requests that are looked at to find how near a border is, and how many of them are near each candidate's at least.
 const SAMPLE: usize = 50_000;
 const TIED: u64 = 4;
@@ -226,7 +233,8 @@ impl Search<'_> {
         }
         let bound = bound + setups;
         let enough = ENOUGH * stage.worth(&core, &relaxed);
-        let mut placed = Repair::new(&core, rows, &relaxed, &limits, self.stop).run(enough);
+        let mut placed = Repair::new(&core, rows, &relaxed, &limits, self.stop)
+            .run(enough, STEPS.min(STEPS_EACH * core.who.len() as u64));
         let (mut settled, mut branched) = (false, false);
         let decided = open.iter().all(Option::is_some);
         let whole = who.len() == 1 || core.counts.iter().sum::<u64>() == total as u64;
@@ -298,21 +306,41 @@ impl Stage<'_> {
             let core = Core::of_requests(ground, rows, self.limits, self.surcharge, &priced, &margins);
             let relaxed = interior::solve(&core, rows, true, stop)?;
             // Outside the band the prices decided: right if the bound over all requests equals the core's cost.
-            let bound = self.dual_value(&relaxed.prices);
             let cost: f64 = core.settled + relaxed.flow.iter().zip(&core.cost).map(|(x, c)| x * c).sum::<f64>();
-            let good = cost - bound <= 0.2 * ENOUGH * self.worth(&core, &relaxed) && !relaxed.exceeded;
+            let worth = self.worth(&core, &relaxed);
+            let found = if small {
+                let bound = self.dual_value(&relaxed.prices);
+                Relaxation { core, relaxed, priced, margins, bound }
+            } else {
+                self.around(relaxed, &widths, core.len())
+            };
+            let exceeded = found.relaxed.exceeded;
+            let good = cost - found.bound <= 0.2 * ENOUGH * worth && !exceeded;
             // Too few undecided requests to keep the limits: such prices say nothing.
-            let short = relaxed.exceeded && !small;
+            let short = exceeded && !small;
             if !short {
-                prices.clone_from(&relaxed.prices);
+                prices.clone_from(&found.relaxed.prices);
             }
-            last = Some(Relaxation { core, relaxed, priced, margins, bound });
+            last = Some(found);
             if good || small {
                 break;
             }
             widen(&mut widths, if short { 4.0 } else { 1.5 });
         }
         last
+    }
+
+    /// The requests around the borders that a relaxation's prices draw, every one where it is cheapest: more than the
+    /// relaxation needs (which has `units`), for what is left in fractions is to be made up for by others.
+    fn around(&self, relaxed: Relaxed, widths: &[f64], units: usize) -> Relaxation {
+        let Search { ground, rows, .. } = *self.search;
+        let priced = self.priced(&relaxed.prices);
+        let wanted = f64::min(WIDE, WIDE_PART * ground.workload.len() as f64);
+        let wider = (wanted / units.max(1) as f64).clamp(1.0, WIDEST);
+        let margins = priced.margins(&widths.iter().map(|width| wider * width).collect::<Vec<_>>());
+        let core = Core::of_requests(ground, rows, self.limits, self.surcharge, &priced, &margins);
+        let (flow, bound) = core.cheapest(rows, &relaxed.prices);
+        Relaxation { core, relaxed: Relaxed { flow, ..relaxed }, priced, margins, bound }
     }
 
     /// Prices from the means of squares of the plane, corrected by what all requests use at them.

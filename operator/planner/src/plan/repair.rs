@@ -1,6 +1,9 @@
 //! From fractions to whole requests: rounds a relaxed core, restores the limits at the least priced cost, and then spends
 //! what the limits leave by single and paired moves. Deterministic, and bounded in steps.
 
+mod anneal;
+
+use self::anneal::Anneal;
 use super::core::Core;
 use super::interior::Relaxed;
 use super::rows::{Rows, slop};
@@ -16,12 +19,6 @@ pub(crate) struct Placed {
 const ROUNDS: usize = 400;
 /// Moves of the least priced cost that are tried in pairs.
 const PAIRED: usize = 4000;
-/// The same for longer chains.
-const CHAINED: usize = 600;
-/// Longest chain.
-const CHAIN: usize = 3;
-/// Passes over chains.
-const PASSES: usize = 60;
 
 pub(crate) struct Repair<'a> {
     core: &'a Core,
@@ -94,11 +91,14 @@ impl<'a> Repair<'a> {
     }
 
     /// Restores the limits and improves; None where the limits could not be restored.
-    pub(crate) fn run(mut self, enough: f64) -> Option<Placed> {
+    pub(crate) fn run(mut self, enough: f64, steps: u64) -> Option<Placed> {
+        if let Some(flow) = Anneal::new(&self).run(enough, steps) {
+            return Some(Placed { flow });
+        }
         for _ in 0..ROUNDS {
             if self.restore() {
-                self.improve(enough);
-                return Some(Placed { flow: self.flow });
+                let better = Anneal::new(&self).run(enough, steps);
+                return Some(Placed { flow: better.unwrap_or(self.flow) });
             }
             if (self.stop)() {
                 return None;
@@ -258,106 +258,6 @@ impl<'a> Repair<'a> {
         }
         giving
     }
-
-    /// What the assignment could still gain: regret of the moves made, and what is left at its price.
-    fn gap(&self) -> f64 {
-        let mut regret = 0.0;
-        for unit in 0..self.core.len() {
-            let arcs = self.core.arcs(unit);
-            let least = arcs.clone().map(|arc| self.priced[arc]).fold(f64::INFINITY, f64::min);
-            regret += arcs.map(|arc| (self.priced[arc] - least) * self.flow[arc] as f64).sum::<f64>();
-        }
-        regret + self.left.iter().zip(self.prices).map(|(left, price)| left.max(0.0) * price).sum::<f64>()
-    }
-
-    /// Lowers the cost within the limits, until less than `enough` could be gained.
-    fn improve(&mut self, enough: f64) {
-        let mut depth = 2;
-        let mut last = f64::INFINITY;
-        for _ in 0..PASSES {
-            let gap = self.gap();
-            if gap <= enough || (self.stop)() {
-                return;
-            }
-            // Passes that gain next to nothing are left for longer chains.
-            if gap > last * 0.99 && depth < CHAIN {
-                depth += 1;
-            }
-            last = gap;
-            if !self.pass(gap, depth) {
-                if depth == CHAIN {
-                    return;
-                }
-                depth += 1;
-            }
-        }
-    }
-
-    /// Tries chains of moves that lower the cost: the first one gains and exceeds a limit, the next one gives back to that
-    /// limit, and so on. A chain whose priced cost rises by more than the gap cannot gain.
-    fn pass(&mut self, gap: f64, depth: usize) -> bool {
-        let mut moves: Vec<Move> = (0..self.core.len()).flat_map(|unit| self.unit_moves(unit)).collect();
-        moves.retain(|step| step.regret <= gap);
-        moves.sort_by(|a, b| a.regret.total_cmp(&b.regret));
-        moves.truncate(if depth > 2 { CHAINED } else { PAIRED });
-        let giving = self.giving(&moves);
-        let mut improved = false;
-        let mut left = vec![0.0; self.left.len()];
-        for first in &moves {
-            if self.gain(*first) >= 0.0 {
-                continue;
-            }
-            left.copy_from_slice(&self.left);
-            let mut chain = Chain { moves: vec![], left: &mut left, giving: &giving, gap, depth };
-            if self.extend(&mut chain, *first, 0.0, 0.0) {
-                chain.moves.into_iter().for_each(|step| self.apply(step));
-                improved = true;
-            }
-        }
-        improved
-    }
-
-    /// Change of the cost.
-    fn gain(&self, step: Move) -> f64 {
-        self.core.cost[step.to] - self.core.cost[step.from]
-    }
-
-    /// Adds a move to a chain, and what it then takes to keep the limits; true where the whole lowers the cost.
-    fn extend(&self, chain: &mut Chain<'_>, step: Move, gain: f64, regret: f64) -> bool {
-        let again = chain.moves.iter().filter(|m| m.from == step.from).count() as u64;
-        if self.flow[step.from] <= again {
-            return false;
-        }
-        let (takes, len) = self.takes(step);
-        let mut before = [0.0; 10];
-        for (i, (row, take)) in takes[..len].iter().enumerate() {
-            before[i] = chain.left[*row];
-            chain.left[*row] -= take;
-        }
-        chain.moves.push(step);
-        let (gain, regret) = (gain + self.gain(step), regret + step.regret);
-        let short = (0..chain.left.len()).find(|row| chain.left[*row] < -self.slops[*row]);
-        let size = self.core.cost[step.to].abs() + self.core.cost[step.from].abs();
-        let done = match short {
-            None => gain < -1e-13 * size,
-            Some(row) if chain.moves.len() < chain.depth => {
-                let (giving, gap) = (chain.giving, chain.gap);
-                let others = giving[row].iter().take_while(|next| regret + next.regret <= gap);
-                // The last move must leave a gain; before it, others may still bring one.
-                let last = chain.moves.len() + 1 == chain.depth;
-                let mut others = others.filter(|next| !last || gain + self.gain(**next) < 0.0);
-                others.any(|next| self.extend(chain, *next, gain, regret))
-            }
-            Some(_) => false,
-        };
-        if !done {
-            chain.moves.pop();
-            for (i, (row, _)) in takes[..len].iter().enumerate() {
-                chain.left[*row] = before[i];
-            }
-        }
-        done
-    }
 }
 
 /// Weights of excess: the prices, at which a border request's move to a dearer but faster candidate is an advantage; a
@@ -366,14 +266,4 @@ fn weights(prices: &[f64], scale: &[f64]) -> Vec<f64> {
     let most = prices.iter().zip(scale).map(|(price, scale)| price * scale).fold(0.0, f64::max);
     let least = if most > 0.0 { 1e-3 * most } else { 1.0 };
     prices.iter().zip(scale).map(|(price, scale)| if *scale > 0.0 { price.max(least / scale) } else { 1.0 }).collect()
-}
-
-struct Chain<'a> {
-    moves: Vec<Move>,
-    /// What the rows have left after the chain's moves.
-    left: &'a mut Vec<f64>,
-    /// For each row the moves that give back to it, least regret first.
-    giving: &'a [Vec<Move>],
-    gap: f64,
-    depth: usize,
 }

@@ -130,6 +130,10 @@ impl Measure {
         }
     }
 
+    pub(crate) fn is_of_time(self) -> bool {
+        matches!(self, Self::Seconds(_))
+    }
+
     /// What one request on candidate k adds.
     pub(crate) fn of_request(self, ground: &Ground<'_>, k: usize, tokens: Tokens) -> f64 {
         let (x, y) = (f64::from(tokens.input), f64::from(tokens.output));
@@ -227,11 +231,11 @@ impl Priced {
             fn request(&mut self, tokens: Tokens, lowest: usize, _near: u64) {
                 let (all, split) = &mut self.1[lowest];
                 all.add(tokens, 1);
-                split.add(tokens, 1);
+                split.add(tokens);
             }
         }
         let mut sum = Sum(workload, self.surfaces.iter().map(|s| (Moments::default(), Split::new(s))).collect());
         workload.walk(&Contest::new(&self.surfaces, &self.errors), &mut sum);
-        sum.1.iter().map(|(all, split)| split.sum_over(all)).sum()
+        sum.1.iter_mut().map(|(all, split)| split.sum_over(all)).sum()
     }
 }

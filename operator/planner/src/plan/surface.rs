@@ -204,6 +204,15 @@ impl Surface {
         raised
     }
 
+    /// The one quadratic that this is on all of a box of token counts, if it has one face and none of its bends is in there.
+    pub(crate) fn folded(&self, low: (f64, f64), high: (f64, f64)) -> Option<Quadratic> {
+        let mut folded = (self.len == 1).then_some(self.faces[0])?;
+        for bend in self.bends(0) {
+            folded = folded.plus(1.0, &bend.quadratic(bend.reach_over(low, high)?));
+        }
+        Some(folded)
+    }
+
     /// The value of one face.
     #[inline]
     pub(crate) fn face_at(&self, face: usize, x: f64, y: f64) -> f64 {

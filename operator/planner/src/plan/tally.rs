@@ -4,6 +4,7 @@
 
 use super::assignment::{Assignment, Part};
 use super::bend::{Bend, Parted};
+use super::contest::{packed, unpacked};
 use super::fixed::{FixedSurface, Scale};
 use super::moments::Moments;
 use super::problem::Ground;
@@ -38,7 +39,7 @@ pub(crate) fn magnitude(ground: &Ground<'_>, assignment: &Assignment) -> f64 {
     let mut costs: Vec<Split> = ground.cost.iter().map(Split::signed).collect();
     assignment.visit(ground.workload, |part| match part {
         Part::Cell(cell, k) => costs[k].add_node(ground.workload, &ground.workload.cells()[cell], cell..cell + 1),
-        Part::Request(tokens, k) => costs[k].add(tokens, 1),
+        Part::Request(tokens, k) => costs[k].add(tokens),
     });
     costs.iter().map(Split::magnitude).sum()
 }
@@ -55,7 +56,7 @@ impl Sums {
 
     pub(crate) fn add(&mut self, tokens: Tokens, k: usize) {
         self.0[k].0.add(tokens, 1);
-        self.0[k].1.iter_mut().for_each(|split| split.add(tokens, 1));
+        self.0[k].1.iter_mut().for_each(|split| split.add(tokens));
     }
 
     /// Adds a node's requests, which are those of `cells`.
@@ -65,7 +66,7 @@ impl Sums {
     }
 
     pub(crate) fn loads(self) -> Vec<Load> {
-        let load = |(all, [energy, runtime]): (Moments, [Split; 2])| Load {
+        let load = |(all, [mut energy, mut runtime]): (Moments, [Split; 2])| Load {
             all,
             energy: energy.sum_over(&all),
             runtime: runtime.sum_over(&all),
@@ -91,11 +92,20 @@ impl Pile {
         Self((0..surface.faces().len()).map(face).collect())
     }
 
-    fn add(&mut self, surface: &Surface, face: usize, tokens: Tokens, count: u64) {
+    fn add(&mut self, surface: &Surface, face: usize, tokens: Tokens) {
         let (moments, bends) = &mut self.0[face];
-        moments.add(tokens, count);
+        moments.add(tokens, 1);
         for (parted, bend) in bends.iter_mut().zip(surface.bends(face)) {
-            parted.add(bend, tokens, count);
+            parted.add(bend, tokens);
+        }
+    }
+
+    /// Adds requests that are all on one face, see `contest::packed`.
+    fn add_all(&mut self, surface: &Surface, face: usize, keys: &[u64]) {
+        let (moments, bends) = &mut self.0[face];
+        moments.merge(&Moments::of(keys));
+        for (parted, bend) in bends.iter_mut().zip(surface.bends(face)) {
+            parted.add_all(bend, keys);
         }
     }
 
@@ -129,12 +139,17 @@ pub(crate) struct Split {
     plus: Pile,
     minus: Pile,
     signed: bool,
+    /// Requests on the only face that are yet to be added to its pile.
+    loose: Vec<u64>,
 }
+
+/// Requests that are added to a pile together.
+const TOGETHER: usize = 512;
 
 impl Split {
     pub(crate) fn new(surface: &Surface) -> Self {
         let none = Pile::of(surface);
-        Self { surface: surface.clone(), plus: none.clone(), minus: none, signed: false }
+        Self { surface: surface.clone(), plus: none.clone(), minus: none, signed: false, loose: vec![] }
     }
 
     fn signed(surface: &Surface) -> Self {
@@ -146,17 +161,33 @@ impl Split {
         !self.signed && self.surface.is_plain()
     }
 
+    /// Bends alone to keep apart.
+    fn has_one_pile(&self) -> bool {
+        !self.signed && self.surface.faces().len() == 1
+    }
+
     #[inline]
-    pub(crate) fn add(&mut self, tokens: Tokens, count: u64) {
-        if !self.is_plain() {
-            self.place(tokens, count);
+    pub(crate) fn add(&mut self, tokens: Tokens) {
+        if self.is_plain() {
+        } else if self.has_one_pile() {
+            self.loose.push(packed(tokens));
+            if self.loose.len() == TOGETHER {
+                self.tidy();
+            }
+        } else {
+            self.place(tokens);
         }
     }
 
-    fn place(&mut self, tokens: Tokens, count: u64) {
+    fn tidy(&mut self) {
+        self.plus.add_all(&self.surface, 0, &self.loose);
+        self.loose.clear();
+    }
+
+    fn place(&mut self, tokens: Tokens) {
         let (top, value) = self.surface.top(f64::from(tokens.input), f64::from(tokens.output));
         let side = if self.signed && value < 0.0 { &mut self.minus } else { &mut self.plus };
-        side.add(&self.surface, top, tokens, count);
+        side.add(&self.surface, top, tokens);
     }
 
     /// Adds a node's requests, which are those of `cells`.
@@ -164,8 +195,12 @@ impl Split {
         if !self.is_plain() {
             workload.survey(node, cells, &mut |part| match part {
                 Survey::Node(node) => self.take(node),
-                Survey::Request(tokens) => {
-                    self.place(tokens, 1);
+                Survey::Requests(keys) if self.has_one_pile() => {
+                    self.plus.add_all(&self.surface, 0, keys);
+                    true
+                }
+                Survey::Requests(keys) => {
+                    keys.iter().for_each(|key| self.place(unpacked(*key)));
                     true
                 }
             });
@@ -175,6 +210,9 @@ impl Split {
     /// Adds a node's requests if one quadratic of one sign holds for them all.
     fn take(&mut self, node: &Node) -> bool {
         let area = node.area();
+        if self.has_one_pile() {
+            return self.plus.add_node(&self.surface, 0, node, &area);
+        }
         let local = self.surface.locally(&area);
         let Some(top) = local.top(&area, 0.0) else { return false };
         let side = match self.signed.then(|| local.sign(top, &area)) {
@@ -186,7 +224,8 @@ impl Split {
     }
 
     /// The sum over the requests added, which have the moments `all`.
-    pub(crate) fn sum_over(&self, all: &Moments) -> f64 {
+    pub(crate) fn sum_over(&mut self, all: &Moments) -> f64 {
+        self.tidy();
         if self.is_plain() {
             all.sum_of(&self.surface.faces()[0].0)
         } else {
@@ -208,6 +247,8 @@ pub(crate) struct FixedSum<'a> {
     /// All requests, where the surface is one quadratic everywhere; else they are in the pile and what is loose.
     all: Moments,
     pile: Pile,
+    /// Requests on the only face that are yet to be added to the pile.
+    keys: Vec<u64>,
     loose: i128,
 }
 
@@ -215,7 +256,7 @@ impl<'a> FixedSum<'a> {
     /// `error` is the rounding error of the surface in f64.
     pub(crate) fn new(fixed: &'a FixedSurface, scale: &Scale, error: f64) -> Self {
         let surface = fixed.float(scale);
-        Self { fixed, all: Moments::default(), pile: Pile::of(&surface), surface, error, loose: 0 }
+        Self { fixed, all: Moments::default(), pile: Pile::of(&surface), surface, error, keys: vec![], loose: 0 }
     }
 
     #[inline]
@@ -223,10 +264,18 @@ impl<'a> FixedSum<'a> {
         if self.surface.is_plain() {
             self.all.add(tokens, 1);
         } else if self.surface.faces().len() == 1 {
-            self.pile.add(&self.surface, 0, tokens, 1);
+            self.keys.push(packed(tokens));
+            if self.keys.len() == TOGETHER {
+                self.tidy();
+            }
         } else {
             self.loose += self.fixed.at(tokens);
         }
+    }
+
+    fn tidy(&mut self) {
+        self.pile.add_all(&self.surface, 0, &self.keys);
+        self.keys.clear();
     }
 
     /// Adds a node's requests, which are those of `cells`.
@@ -238,17 +287,25 @@ impl<'a> FixedSum<'a> {
         workload.survey(node, cells, &mut |part| match part {
             Survey::Node(node) => {
                 let area = node.area();
+                if self.surface.faces().len() == 1 {
+                    return self.pile.add_node(&self.surface, 0, node, &area);
+                }
                 let top = self.surface.locally(&area).top(&area, 2.0 * self.error);
                 top.is_some_and(|top| self.pile.add_node(&self.surface, top, node, &area))
             }
-            Survey::Request(tokens) => {
-                self.add(tokens);
+            Survey::Requests(keys) => {
+                if self.surface.faces().len() == 1 {
+                    self.pile.add_all(&self.surface, 0, keys);
+                } else {
+                    self.loose += keys.iter().map(|key| self.fixed.at(unpacked(*key))).sum::<i128>();
+                }
                 true
             }
         });
     }
 
-    pub(crate) fn sum(&self) -> i128 {
+    pub(crate) fn sum(&mut self) -> i128 {
+        self.tidy();
         let faces = self.fixed.faces.iter().zip(&self.pile.0).map(|(face, (moments, bends))| {
             let bends = face.bends.iter().zip(bends).map(|(bend, parted)| parted.sum_of_fixed(bend));
             moments.sum_of_fixed(&face.terms) + bends.sum::<i128>()

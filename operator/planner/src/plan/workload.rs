@@ -105,8 +105,8 @@ pub(crate) trait Visit {
 pub(crate) enum Survey<'a> {
     /// A node; false asks for its parts.
     Node(&'a Node),
-    /// A request of a cell whose parts were asked for.
-    Request(Tokens),
+    /// The requests of a cell whose parts were asked for, see `contest::packed`.
+    Requests(&'a [u64]),
 }
 
 /// Room to work in during a walk.
@@ -205,9 +205,7 @@ impl Workload {
             return;
         }
         if cells.len() == 1 {
-            self.requests(cells.start, cells.end).for_each(|tokens| {
-                see(Survey::Request(tokens));
-            });
+            see(Survey::Requests(self.keys(cells.start, cells.end)));
             return;
         }
         let part = cells.len() / 4;
@@ -247,7 +245,7 @@ impl Workload {
             }
         } else {
             visit.cell(first, mask);
-            contest.each(self.keys(first, end), mask, &mut desk.board, |tokens, lowest, near| {
+            contest.each(self.keys(first, end), &node.area(), mask, &mut desk.board, |tokens, lowest, near| {
                 visit.request(tokens, lowest, near);
             });
         }

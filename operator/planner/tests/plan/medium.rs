@@ -3,7 +3,7 @@
 
 use joulecast_planner::cost::{Cost, Terms};
 use joulecast_planner::plan::{Along, Candidate, Limits, Outcome, Plan, Problem, Setup, Share, Workload, solve};
-use joulecast_planner::units::Tokens;
+use joulecast_planner::units::{Seconds, Tokens};
 
 /// Lehmer's generator.
 fn scattered(n: usize, seed: u64) -> Vec<Tokens> {
@@ -120,4 +120,49 @@ fn a_series_of_plans_gives_starts_for_the_next() {
         along.add(zeta, &warm);
     }
     assert_eq!(along.start(1.1).map(|prices| prices.len()), Some(9));
+}
+
+/// Requests without a repeated pair of lengths, so that nothing is merged.
+fn spread(n: u32) -> Vec<Tokens> {
+    (0..n).map(|i| Tokens { input: 1 + i * 7919 % 2003, output: 1 + i * 104_729 % 1999 }).collect()
+}
+
+#[test]
+fn budgets_over_thousands_of_requests_are_kept_with_little_left_to_gain() {
+    for (requests, knots, most) in [
+        (scattered(300, 5), false, 1e-2),
+        (scattered(4000, 7), false, 5e-4),
+        (scattered(40_000, 7), true, 5e-5),
+        (spread(700), true, 5e-3),
+        (spread(60_000), false, 5e-5),
+    ] {
+        let mut candidates = candidates(knots);
+        for candidate in &mut candidates {
+            let all: f64 = requests.iter().map(|t| candidate.runtime.at(*t)).sum();
+            candidate.budget = Some(Seconds(0.13 * all));
+        }
+        let plan = |requests: &[Tokens], candidates: &[Candidate]| {
+            let limits = Limits { budgets: true, ..Limits::default() };
+            let problem = Problem { candidates, zeta: 0.5, normalisers: None, limits };
+            match solve(&Workload::new(requests).unwrap(), &problem, None, &|| false).unwrap() {
+                Outcome::Planned(plan) => plan,
+                other => panic!("{other:?}"),
+            }
+        };
+        let one = plan(&requests, &candidates);
+        let assigned = one.assign(&Workload::new(&requests).unwrap(), &requests).unwrap();
+        for (k, candidate) in candidates.iter().enumerate() {
+            let own = requests.iter().zip(&assigned).filter(|(_, to)| usize::from(**to) == k);
+            let used: f64 = own.map(|(t, _)| candidate.runtime.at(*t)).sum();
+            let budget = candidate.budget.unwrap().0;
+            assert!(used <= budget * (1.0 + 1e-10), "{}: {used} of {budget}", candidate.name);
+        }
+        assert!(one.gap <= most, "{} requests: gap {}", requests.len(), one.gap);
+        let (mut turned, mut others) = (requests.clone(), candidates.clone());
+        turned.reverse();
+        others.rotate_left(4);
+        let two = plan(&turned, &others);
+        assert_eq!(one.objective.to_bits(), two.objective.to_bits());
+        assert_eq!(named(&requests, &candidates, &one), named(&turned, &others, &two));
+    }
 }
