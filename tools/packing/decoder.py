@@ -161,9 +161,10 @@ def llama_like(model, config):
     family = config.model_type
     if family in ("qwen2", "qwen3"):
         full_attention_only(config)
+    positions = config.max_position_embeddings
     if getattr(config, "sliding_window", None) and family in ("mistral", "starcoder2"):
-        if config.sliding_window < config.max_position_embeddings:
-            raise NotPacked(f"config.json: sliding_window: {config.sliding_window} is not implemented; full attention only")
+        # Full attention is the same as long as all of the sequence is in the window: so far the artifact goes.
+        positions = min(positions, config.sliding_window)
     body = model.model
     heads = config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // heads
@@ -171,7 +172,7 @@ def llama_like(model, config):
     eps = getattr(config, "rms_norm_eps", None)
     layer_eps = getattr(config, "layer_norm_eps", None) or getattr(config, "norm_epsilon", None)
     rms = eps is not None and family not in ("stablelm", "starcoder2", "phi")
-    cos, sin = rotary(body.rotary_emb, config.max_position_embeddings)
+    cos, sin = rotary(body.rotary_emb, positions)
     embedding = array(body.embed_tokens.weight)
     output = linear(model.lm_head)
     if model.lm_head.weight is body.embed_tokens.weight or torch.equal(model.lm_head.weight, body.embed_tokens.weight):
@@ -180,7 +181,7 @@ def llama_like(model, config):
     decoder = Decoder(
         family=family, hidden=config.hidden_size, heads=heads, head_dim=head_dim,
         kv_heads=getattr(config, "num_key_value_heads", None) or heads, vocab=embedding.shape[0],
-        max_positions=config.max_position_embeddings, rms=rms, eps=eps if rms else layer_eps,
+        max_positions=positions, rms=rms, eps=eps if rms else layer_eps,
         activation=activation(getattr(config, "hidden_activation", None) or config.hidden_act),
         embedding=embedding, final_norm=norm(final, add), output=output, cos=cos, sin=sin,
         parallel=family == "phi" or bool(getattr(config, "use_parallel_residual", False)),

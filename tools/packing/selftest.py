@@ -28,6 +28,7 @@ MODELS = {
     "stablelm": t.StableLmConfig(**LLAMA, use_qkv_bias=True, partial_rotary_factor=0.5),
     "stablelm, parallel": t.StableLmConfig(**LLAMA, use_parallel_residual=True, partial_rotary_factor=0.5),
     "starcoder2": t.Starcoder2Config(**LLAMA, sliding_window=None),
+    "starcoder2, window": t.Starcoder2Config(**LLAMA, sliding_window=100),
     "phi": t.PhiConfig(**LLAMA, partial_rotary_factor=0.5),
     "gpt_neox": t.GPTNeoXConfig(**SMALL, intermediate_size=96, max_position_embeddings=256, rotary_pct=0.25),
     "gpt_neox, serial": t.GPTNeoXConfig(**SMALL, intermediate_size=96, max_position_embeddings=256, use_parallel_residual=False),

@@ -111,7 +111,7 @@ pub(super) fn config(fields: &Fields<'_>) -> Result<ModelConfig, EngineError> {
 
 /// Where Hugging Face's files of the model have its weights. `has` tells whether a tensor is there: some files leave out a
 /// prefix, or call the output layer otherwise.
-pub(super) fn layout(config: &ModelConfig, has: &dyn Fn(&str) -> bool) -> Layout {
+pub fn layout(config: &ModelConfig, has: &dyn Fn(&str) -> bool) -> Layout {
     match config.architecture {
         Architecture::GptNeox => gpt_neox::layout(config, has),
         Architecture::Gpt2 | Architecture::GptBigcode => gpt2::layout(config, has),

@@ -94,10 +94,6 @@ impl LinearLayout {
     pub fn rows(&self) -> usize {
         self.weight.iter().map(|part| part.rows).sum()
     }
-
-    fn parts(&self) -> impl Iterator<Item = &Part> {
-        self.weight.iter().chain(self.bias.iter().flatten())
-    }
 }
 
 /// Weights of a norm, and its biases where it has some.
@@ -114,10 +110,6 @@ impl NormLayout {
     pub fn new(name: &str, config: &ModelConfig) -> Self {
         let part = |suffix: &str| Part::whole(format!("{name}.{suffix}"), config.hidden);
         Self { weight: part("weight"), bias: (config.norm == NormKind::Layer).then(|| part("bias")) }
-    }
-
-    fn parts(&self) -> impl Iterator<Item = &Part> {
-        [&self.weight].into_iter().chain(&self.bias)
     }
 }
 
@@ -138,6 +130,17 @@ pub struct BlockLayout {
     pub up: LinearLayout,
     /// The MLP's second product.
     pub down: LinearLayout,
+}
+
+/// A tensor as a file has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Its name.
+    pub name: String,
+    /// Its dimensions, the outermost first.
+    pub shape: Vec<usize>,
+    /// It holds the weights of a norm.
+    pub norm: bool,
 }
 
 /// Where all weights of a model are.
@@ -188,24 +191,69 @@ impl Layout {
         }
     }
 
-    /// All parts of all matrices and vectors.
-    fn parts(&self) -> impl Iterator<Item = &Part> {
-        let ends = [&self.embedding, &self.output].into_iter().chain(&self.positions).flat_map(LinearLayout::parts);
-        let norms = [&self.final_norm].into_iter().chain(&self.embedding_norm).flat_map(NormLayout::parts);
-        let blocks = self.blocks.iter().flat_map(|b| {
-            let heads = b.head_norms.iter().flat_map(|(q, k)| [q, k]);
-            let linears = [&b.qkv, &b.o, &b.up, &b.down].into_iter().flat_map(LinearLayout::parts);
-            let norms = [&b.attention_norm].into_iter().chain(&b.mlp_norm).flat_map(NormLayout::parts);
-            linears.chain(heads).chain(norms)
-        });
-        ends.chain(norms).chain(blocks)
+    /// All tensors, each once, from the embedding through the blocks to the output layer.
+    pub fn tensors(&self) -> Vec<Stored> {
+        let mut all = Tensors::default();
+        all.linear(&self.embedding);
+        self.positions.iter().for_each(|table| all.linear(table));
+        self.embedding_norm.iter().for_each(|norm| all.norm(norm));
+        for block in &self.blocks {
+            all.norm(&block.attention_norm);
+            all.linear(&block.qkv);
+            block.head_norms.iter().for_each(|(query, key)| all.head_norms([query, key]));
+            all.linear(&block.o);
+            block.mlp_norm.iter().for_each(|norm| all.norm(norm));
+            all.linear(&block.up);
+            all.linear(&block.down);
+        }
+        all.norm(&self.final_norm);
+        all.linear(&self.output);
+        all.stored
     }
 
     /// What the names of the model's tensors begin with, up to the first dot. A tensor of such a name that nothing reads says that
     /// the configuration is another model's.
-    pub fn roots(&self) -> BTreeSet<&str> {
-        let names = self.parts().map(|part| &part.name).chain(&self.ignored);
-        names.filter_map(|name| name.split('.').next()).collect()
+    pub fn roots(&self) -> BTreeSet<String> {
+        let names = self.tensors().into_iter().map(|tensor| tensor.name).chain(self.ignored.iter().cloned());
+        names.filter_map(|name| name.split('.').next().map(str::to_owned)).collect()
+    }
+}
+
+/// Collects tensors, of several parts of one tensor the first.
+#[derive(Default)]
+struct Tensors {
+    names: BTreeSet<String>,
+    stored: Vec<Stored>,
+}
+
+impl Tensors {
+    fn add(&mut self, part: &Part, columns: Option<usize>, norm: bool) {
+        if self.names.insert(part.name.clone()) {
+            let mut shape: Vec<usize> = [part.stored].into_iter().chain(columns).collect();
+            if part.transposed {
+                shape.reverse();
+            }
+            self.stored.push(Stored { name: part.name.clone(), shape, norm });
+        }
+    }
+
+    /// Each part's weights, and its biases behind them.
+    fn linear(&mut self, linear: &LinearLayout) {
+        for (i, weight) in linear.weight.iter().enumerate() {
+            self.add(weight, Some(linear.columns), false);
+            if let Some(bias) = &linear.bias {
+                self.add(&bias[i], None, false);
+            }
+        }
+    }
+
+    fn norm(&mut self, norm: &NormLayout) {
+        self.add(&norm.weight, None, true);
+        norm.bias.iter().for_each(|bias| self.add(bias, None, false));
+    }
+
+    fn head_norms(&mut self, norms: [&Part; 2]) {
+        norms.into_iter().for_each(|norm| self.add(norm, None, true));
     }
 }
 

@@ -32,7 +32,7 @@ pub(super) fn context(wanted: Option<usize>, most: usize) -> Result<usize, Engin
         Some(n) if (2..=most).contains(&n) => Ok(n),
         Some(n) => {
             let problem =
-                format!("{n} is out of range; give 2 to the model's max_position_embeddings, which is {most}");
+                format!("{n} is out of range; give 2 to {most}, the longest that the model is known to be good for");
             Err(EngineError::Option { option: "--max-context", problem })
         }
     }
