@@ -43,6 +43,19 @@ engine-llamacpp: onnxruntime openvino ## build joulecast-runtime with the llama.
 	cargo clippy --release -p joulecast-runtime --features llamacpp --all-targets -- -D warnings
 	cargo test --release -p joulecast-runtime --features llamacpp
 
+.PHONY: torch
+torch: ## get libtorch for CPUs and its headers into build/torch, for the engines torch and torchscript
+	@charts/images/torch
+
+# Not part of `check`: its libraries are a download of half a gigabyte, and the binding is minutes of C++.
+.PHONY: engine-torch
+engine-torch: export LIBTORCH := $(CURDIR)/build/torch
+engine-torch: export LD_LIBRARY_PATH := $(CURDIR)/build/torch/lib
+engine-torch: onnxruntime openvino torch ## build joulecast-runtime with the engines on libtorch and test them; RUNTIME_FEATURES=torch make images puts them into the image
+	$(call stage,builds the binding to libtorch and tests its engines)
+	cargo clippy --release -p joulecast-runtime --features torch --all-targets -- -D warnings
+	cargo test --release -p joulecast-runtime --features torch
+
 .PHONY: check
 check: onnxruntime openvino ## format, clippy with warnings denied, unit tests, generated files, chart, scripts; needs no cluster
 	$(call stage,format - clippy - unit tests and generated files - chart - scripts)
@@ -213,11 +226,16 @@ bench-agent: ## what the node agent costs: its process with 100 pods, a window's
 	cargo bench -p joulecast-device-plugin --bench overhead --bench windows
 
 .PHONY: bench-engines
-bench-engines: onnxruntime openvino ## our engines and their peers in Python in turns, with ratios (installs several GB the first time); ARGS="--batch 1 8 16", RUNTIME_FEATURES=llamacpp
+bench-engines: export LIBTORCH := $(CURDIR)/build/torch
+bench-engines: onnxruntime openvino ## our engines and their peers in Python in turns, with ratios (installs several GB the first time); ARGS="--batch 1 8 16", RUNTIME_FEATURES=llamacpp,torch
 	$(call stage,our engines and ONNX Runtime and transformers in Python in turns)
+	case "$${RUNTIME_FEATURES:-}" in *torch*) charts/images/torch ;; esac
 	cargo build --release -p joulecast-runtime --bin joulecast-runtime --features "$${RUNTIME_FEATURES:-default}"
 	[ -e build/bench/smollm2/config.json ] || target/release/joulecast-runtime random-model --shape smollm2-135m --dtype f32 --out build/bench/smollm2
 	[ -e build/bench/packs/openvino-f32 ] || { rm -rf build/bench/packs; tools/modelpack --model build/bench/smollm2 --out build/bench/packs --artifacts onnx:f32,onnx:int8,onnx:int4,openvino:f32,gguf:f32,gguf:q8_0,gguf:q4_0; }
+	case "$${RUNTIME_FEATURES:-}" in *torch*)
+		[ -e build/bench/packs/torchscript-f32 ] || tools/modelpack --model build/bench/smollm2 --out build/bench/packs --artifacts torchscript:f32,torchscript:bf16 ;;
+	esac
 	ORT_DYLIB_PATH=build/onnxruntime/libonnxruntime.so JOULECAST_OPENVINO=build/openvino/libopenvino_c.so build/tools/bin/python benches/engines.py $(ARGS)
 
 # Not part of any test: it installs packages and takes minutes.

@@ -27,16 +27,21 @@ OURS = {
 }
 # llama.cpp itself, where the runtime was built with it (make engine-llamacpp).
 LLAMA = {f"llamacpp {dtype}": ("llamacpp", f"packs/gguf-{dtype}", []) for dtype in ("f32", "q8_0", "q4_0")}
+# libtorch, where the runtime was built with it (make engine-torch).
+TORCH = {f"torchscript {dtype}": ("torchscript", f"packs/torchscript-{dtype}", []) for dtype in ("f32", "bf16")}
+TORCH |= {f"torch {dtype}": ("torch", "smollm2", ["--dtype", dtype]) for dtype in ("f32", "bf16")}
+# Where a runtime that is linked with libtorch finds it; the peers in Python have their own.
+LIBRARIES = {**os.environ, "LD_LIBRARY_PATH": str(HERE.parent / "build/torch/lib")}
 # Which of ours each peer is compared with: the same weights.
 PEERS = {"onnxruntime f32": "onnx f32", "onnxruntime int8": "onnx int8", "transformers f32": "candle f32"}
 
 
 def ours(name, given):
-    engine, directory, more = (OURS | LLAMA)[name]
+    engine, directory, more = (OURS | LLAMA | TORCH)[name]
     command = [given.runtime, "bench", "--engine", engine, "--provider", "cpu", "--model", str(given.models / directory),
                "--prompt-tokens", str(given.prompt), "--gen-tokens", str(given.tokens), "--batch", str(given.batch[0]),
                "--threads", str(given.threads), "--repeat", "1", "--output", "json", *more]
-    run = subprocess.run(command, capture_output=True, text=True)
+    run = subprocess.run(command, capture_output=True, text=True, env=LIBRARIES)
     if run.returncode != 0:
         sys.exit(f"{' '.join(command)}: {run.stderr.strip()}")
     report = json.loads(run.stdout)
@@ -115,7 +120,7 @@ def peer(name, given):
 def has(engine, given):
     """Whether the runtime's build holds an engine."""
     run = subprocess.run([given.runtime, "bench", "--engine", engine, "--provider", "cpu", "--model", "/nonexistent", "--prompt-tokens", "1",
-                          "--gen-tokens", "1", "--batch", "1", "--repeat", "1"], capture_output=True, text=True)
+                          "--gen-tokens", "1", "--batch", "1", "--repeat", "1"], capture_output=True, text=True, env=LIBRARIES)
     return "not in this build" not in run.stderr
 
 
@@ -139,6 +144,9 @@ def main():
     if has("llamacpp", given):
         own += LLAMA
         pairs |= {name: "candle " + name.split()[1] for name in LLAMA}
+    if has("torchscript", given):
+        own += TORCH
+        pairs |= {"candle f32": "torch f32"}
     if given.only:
         own, peers = [[name for name in names if name in given.only] for names in (own, peers)]
         pairs = {name: mine for name, mine in pairs.items() if {name, mine} <= set(own + peers)}

@@ -75,9 +75,12 @@ def read(path):
         return file.read()
 
 
-def libraries(program):
-    """Paths of the shared libraries and the loader that a program needs, as its own loader resolves them."""
-    run = subprocess.run(["ldd", program], capture_output=True, text=True, env={"PATH": os.environ["PATH"], "LC_ALL": "C"})
+def libraries(program, places=()):
+    """Paths of the shared libraries and the loader that a program needs, as its own loader resolves them; it looks into `places` first."""
+    environment = {"PATH": os.environ["PATH"], "LC_ALL": "C"}
+    if places:
+        environment["LD_LIBRARY_PATH"] = ":".join(sorted(places))
+    run = subprocess.run(["ldd", program], capture_output=True, text=True, env=environment)
     if "not a dynamic executable" in run.stdout + run.stderr or "statically linked" in run.stdout:
         return set()
     if run.returncode != 0:
@@ -101,9 +104,9 @@ def packages(paths):
 def base_layer(programs, opened=()):
     """All but the programs: libraries (also those that the `opened` ones need), certificates, user, /tmp."""
     files = Files()
-    needed = set().union(*(libraries(program) for program in [*programs, *opened]))
     # What lies beside an opened library is opened too, and comes with it.
     places = {os.path.dirname(os.path.realpath(library)) for library in opened}
+    needed = set().union(*(libraries(program, places) for program in [*programs, *opened]))
     needed = {library for library in needed if os.path.dirname(os.path.realpath(library)) not in places}
     certificates = sorted(glob.glob(CERTIFICATES))
     if not certificates:
@@ -130,7 +133,7 @@ def program_layer(programs):
 
 
 def opened_layer(opened):
-    """Libraries that a program opens by itself, to /usr/lib/joulecast, with the licence texts that lie beside them."""
+    """Libraries that a program opens by itself or is linked with, to /usr/lib/joulecast, with the licence texts that lie beside them."""
     files = Files()
     for library in opened:
         name = os.path.basename(library)
@@ -235,7 +238,7 @@ def main():
     image.add_argument("--out", required=True, help="the tar file")
     image.add_argument("--bare", action="store_true", help="nothing but the programs, which must be static")
     image.add_argument("--directory", metavar="FROM=TO", help="files of a directory here, and where they come in the image")
-    image.add_argument("--library", action="append", default=[], metavar="FILE", help="a library that a program opens by itself; it comes to /usr/lib/joulecast")
+    image.add_argument("--library", action="append", default=[], metavar="FILE", help="a library that a program opens by itself, or finds beside those; it comes to /usr/lib/joulecast")
     image.add_argument("programs", nargs="+", help="the first is the entry point; they come to /usr/bin")
     tree = commands.add_parser("tree", help="write the same files under a directory")
     tree.add_argument("--out", required=True, help="the directory")

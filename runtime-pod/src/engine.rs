@@ -10,6 +10,8 @@ pub mod architecture;
 #[cfg(feature = "candle")]
 mod candle;
 pub mod config;
+#[cfg(any(feature = "openvino", feature = "torch"))]
+mod described;
 pub mod gguf;
 pub mod layout;
 #[cfg(feature = "llamacpp")]
@@ -18,12 +20,14 @@ mod llamacpp;
 mod onnx;
 #[cfg(feature = "openvino")]
 mod openvino;
-#[cfg(any(feature = "llamacpp", feature = "onnx", feature = "openvino"))]
+#[cfg(any(feature = "llamacpp", feature = "onnx", feature = "openvino", feature = "torch"))]
 mod rows;
 #[cfg(any(feature = "onnx", feature = "openvino"))]
 mod shared_library;
 mod size;
 mod slots;
+#[cfg(feature = "torch")]
+mod torch;
 pub mod weights;
 
 use std::fmt;
@@ -65,6 +69,14 @@ impl EngineName {
             Self::Torch => "torch",
             Self::Torchscript => "torchscript",
             Self::Llamacpp => "llamacpp",
+        }
+    }
+
+    /// The cargo feature that puts it into a build.
+    const fn feature(self) -> &'static str {
+        match self {
+            Self::Torchscript => "torch",
+            other => other.as_str(),
         }
     }
 }
@@ -287,17 +299,10 @@ pub enum EngineError {
     /// This build lacks the engine.
     #[error(
         "engine `{engine}` is not in this build (it has: {has}); \
-         build with `cargo build --release --bin joulecast-runtime --features {engine}`, use an image that holds it, or choose another engine"
+         build with `cargo build --release --bin joulecast-runtime --features {}`, use an image that holds it, or choose another engine",
+        engine.feature()
     )]
     NotInBuild {
-        /// The engine that was asked for.
-        engine: EngineName,
-        /// The engines of this build, comma-separated.
-        has: String,
-    },
-    /// This release has no such engine yet, in any build.
-    #[error("engine `{engine}` is not implemented in this release (it has: {has}); choose one of those with --engine")]
-    NotImplemented {
         /// The engine that was asked for.
         engine: EngineName,
         /// The engines of this build, comma-separated.
@@ -439,6 +444,9 @@ pub fn available() -> Vec<EngineName> {
     if cfg!(feature = "llamacpp") {
         names.push(EngineName::Llamacpp);
     }
+    if cfg!(feature = "torch") {
+        names.extend([EngineName::Torch, EngineName::Torchscript]);
+    }
     names
 }
 
@@ -465,6 +473,11 @@ pub fn load(options: &LoadOptions) -> Result<Box<dyn Engine>, EngineError> {
         EngineName::Llamacpp => Ok(Box::new(llamacpp::LlamaCppEngine::load(options)?)),
         #[cfg(not(feature = "llamacpp"))]
         engine @ EngineName::Llamacpp => Err(EngineError::NotInBuild { engine, has: has() }),
-        engine => Err(EngineError::NotImplemented { engine, has: has() }),
+        #[cfg(feature = "torch")]
+        EngineName::Torch => Ok(Box::new(torch::eager::load(options)?)),
+        #[cfg(feature = "torch")]
+        EngineName::Torchscript => Ok(Box::new(torch::script::load(options)?)),
+        #[cfg(not(feature = "torch"))]
+        engine @ (EngineName::Torch | EngineName::Torchscript) => Err(EngineError::NotInBuild { engine, has: has() }),
     }
 }

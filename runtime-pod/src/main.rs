@@ -2,20 +2,20 @@
 #![allow(clippy::disallowed_methods, reason = "the shell is where the wall clock is read")]
 
 mod cli;
-#[cfg(feature = "llamacpp")]
+#[cfg(any(feature = "llamacpp", feature = "torch"))]
 mod spin_bound;
 
 use clap::Parser;
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    #[cfg(feature = "llamacpp")]
+    #[cfg(any(feature = "llamacpp", feature = "torch"))]
     let bound = spin_bound::set();
     let cli = cli::Cli::parse();
     cli::log(&cli);
-    #[cfg(feature = "llamacpp")]
+    #[cfg(any(feature = "llamacpp", feature = "torch"))]
     if let Err(error) = bound {
-        tracing::warn!("threads of llama.cpp look for work without a bound: {error}");
+        tracing::warn!("threads of OpenMP libraries look for work without a bound: {error}");
     }
     match cli::execute(cli.command) {
         Ok(code) => ExitCode::from(code),

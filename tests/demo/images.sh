@@ -9,6 +9,10 @@ features=()
 if [ -n "${RUNTIME_FEATURES:-}" ]; then
 	for feature in ${RUNTIME_FEATURES//,/ }; do features+=(--features "joulecast-runtime/$feature"); done
 	[[ $RUNTIME_FEATURES != *llamacpp* ]] || charts/images/llamacpp-tools
+	if [[ $RUNTIME_FEATURES == *torch* ]]; then
+		charts/images/torch
+		export LIBTORCH=$PWD/build/torch
+	fi
 fi
 cargo build --release --locked --bin joulecast --bin joulecast-operator --bin joulecast-runtime \
 	--bin joulecast-device-plugin "${features[@]}"

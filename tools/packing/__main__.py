@@ -11,13 +11,14 @@ from pathlib import Path
 from transformers import AutoTokenizer
 from transformers.utils import logging
 
-from . import check, decoder, gguf_file, manifest, onnx_graph, openvino_ir
+from . import check, decoder, gguf_file, manifest, onnx_graph, openvino_ir, torchscript
 from .decoder import NotPacked
 
 # What a runtime reads beside the weights.
 COMPANIONS = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja",
               "special_tokens_map.json"]
-KINDS = {"onnx": ("f32", "int8", "int4"), "gguf": tuple(gguf_file.TYPES), "openvino": openvino_ir.DTYPES}
+KINDS = {"onnx": ("f32", "int8", "int4"), "gguf": tuple(gguf_file.TYPES), "openvino": openvino_ir.DTYPES,
+         "torchscript": tuple(torchscript.DTYPES)}
 # Quality is measured on segments of a text, as `joulecast-runtime quality` does: rows at once, tokens of each, tokens at most.
 ROWS, LENGTH, MOST = 8, 97, 8192
 
@@ -48,6 +49,9 @@ def main():
         elif kind == "openvino":
             openvino_ir.write(neutral, dtype, directory)
             artifact = lambda rows, length: openvino_ir.OpenVinoModel(directory, neutral, rows)
+        elif kind == "torchscript":
+            torchscript.write(neutral, dtype, directory)
+            artifact = lambda rows, length: torchscript.TorchScriptModel(directory, neutral, dtype, rows, length)
         else:
             gguf_file.write(neutral, model.config, dtype, str(directory / "model.gguf"))
         entry = {"format": kind, "dtype": dtype, "directory": directory.name}

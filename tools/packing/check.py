@@ -92,6 +92,28 @@ def same_tokens(model, artifact, path, vocab, context):
     return worst
 
 
+def rows_apart(artifact, path, vocab):
+    """Rows of different lengths in one step: each must get the logits that it gets alone. Gives the largest difference."""
+    rng = random.Random(2)
+    prompts = [[rng.randrange(vocab) for _ in range(length)] for length in (3, 17, 1)]
+    following = [[rng.randrange(vocab) for _ in prompts] for _ in range(4)]
+    together = artifact(len(prompts), 32)
+    for row, prompt in enumerate(prompts):
+        together.step([prompt], slice(row, row + 1))
+    got = [together.step(np.array(tokens)[:, None]) for tokens in following]
+    worst = 0.0
+    for row, prompt in enumerate(prompts):
+        alone = artifact(1, 32)
+        alone.step([prompt])
+        for step, tokens in enumerate(following):
+            want = alone.step([[tokens[row]]])[0]
+            error = float(np.abs(got[step][row] - want).max() / want.std())
+            worst = max(worst, error)
+            if error > LOGIT_TOLERANCE:
+                raise Differs(f"{path}: row {row} among others, step {step}: a logit differs by {error:.2e} of their spread")
+    return worst
+
+
 @torch.no_grad()
 def quality(model, artifact, ids, rows, length):
     """Both models over the segments of `length` tokens of a text, `rows` of them at once; `artifact(rows, length)` gives one with an empty cache."""

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import transformers as t
 
-from . import check, decoder, onnx_graph, openvino_ir
+from . import check, decoder, onnx_graph, openvino_ir, torchscript
 
 SMALL = dict(vocab_size=160, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, bos_token_id=0, eos_token_id=1)
 LLAMA = SMALL | dict(intermediate_size=72, num_key_value_heads=2, max_position_embeddings=256, pad_token_id=None)
@@ -73,7 +73,12 @@ def main():
                 openvino_ir.write(neutral, "f32", Path(folder))
                 ir = lambda rows, length: openvino_ir.OpenVinoModel(Path(folder), neutral, rows)
                 other = check.same_tokens(model, ir, folder, neutral.vocab, neutral.max_positions)
-                print(f"{name}: equal tokens, largest difference of a logit {worst:.1e} (ONNX), {other:.1e} (OpenVINO) of their spread")
+                torchscript.write(neutral, "f32", Path(folder))
+                script = lambda rows, length: torchscript.TorchScriptModel(Path(folder), neutral, "f32", rows, length)
+                third = max(check.same_tokens(model, script, folder, neutral.vocab, neutral.max_positions),
+                            check.rows_apart(script, folder, neutral.vocab))
+                print(f"{name}: equal tokens, largest difference of a logit {worst:.1e} (ONNX), {other:.1e} (OpenVINO), "
+                      f"{third:.1e} (TorchScript) of their spread")
             except Exception as problem:  # every family is reported, whatever one does
                 failed += 1
                 print(f"{name}: FAILED: {type(problem).__name__}: {problem}")

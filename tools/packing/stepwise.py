@@ -1,7 +1,7 @@
 """A decoder as a torch module that takes the KV cache and gives what is new of it, after the contract in docs/engines.md.
 
 The cache is only read: the module's attention looks at it and at the new tokens side by side, so that whoever owns the cache
-appends a few values to it after each step, and no step copies the rest. OpenVINO IR and TorchScript are made of it.
+appends a few values to it after each step, and no step copies the rest. OpenVINO IR is made of it.
 """
 
 import torch
@@ -167,12 +167,17 @@ def description(d, dtype, weight_bytes):
     """joulecast.json; `weight_bytes` are those of the file with the weights, of which a step reads all but what it looks up."""
     width = 2 if dtype == "f16" else 4
     looked_up = sum(a.size for a in (None if d.tied else d.embedding, d.positions, d.cos, d.sin) if a is not None) * width
+    return describe(d, CACHE, dtype, weight_bytes - looked_up)
+
+
+def describe(d, kv_cache, dtype, step_weight_bytes):
+    """What joulecast.json says of a model; `step_weight_bytes` are those of the weights that a step reads."""
     matrices = [part.weight.size for b in d.blocks for part in (b.q, b.k, b.v, b.o, b.up, b.down, b.gate) if part is not None]
     return {
-        "kv_cache": CACHE, "architecture": d.family, "dtype": dtype, "parameters": d.parameters,
+        "kv_cache": kv_cache, "architecture": d.family, "dtype": dtype, "parameters": d.parameters,
         "max_positions": d.max_positions, "layers": len(d.blocks), "kv_heads": d.kv_heads, "head_dim": d.head_dim,
         "vocab": d.vocab,
-        "work": {"step_weight_bytes": weight_bytes - looked_up, "block_flops_per_token": 2 * sum(matrices),
+        "work": {"step_weight_bytes": step_weight_bytes, "block_flops_per_token": 2 * sum(matrices),
                  "output_flops_per_row": 2 * d.output.weight.size,
                  "attention_flops_per_position": 4 * len(d.blocks) * d.heads * d.head_dim},
     }

@@ -5,13 +5,12 @@
 //! the cache have the same room, which grows in steps as their sequences do: a call looks at all of it.
 
 mod cache;
-mod description;
 
+use super::described::Plan;
 use super::rows::{Exchange, Rows};
 use super::slots::Slots;
-use super::{Engine, EngineError, EngineInfo, EngineName, LoadOptions, Provider, SlotToken, size};
+use super::{Engine, EngineError, EngineInfo, EngineName, Provider, SlotToken};
 pub(super) use cache::Layout;
-pub(super) use description::Description;
 
 /// Prompt tokens computed at once; longer prompts go through in pieces, so that scratch memory is bounded.
 const MAX_TOKENS: usize = 512;
@@ -57,58 +56,12 @@ pub(super) struct Appended<G: Graph> {
     scratch: Vec<f32>,
 }
 
-/// What a loader knows before it loads.
-pub(super) struct Plan {
-    pub(super) description: Description,
-    pub(super) slots: usize,
-    pub(super) threads: usize,
-    pub(super) context: usize,
-    pub(super) weight_bytes: u64,
-}
-
-impl Plan {
-    /// Reads the artifact's description and checks what `options` ask of it. `weights` is the file that holds them.
-    pub(super) fn new(options: &LoadOptions, engine: EngineName, weights: &str) -> Result<Self, EngineError> {
-        if options.provider != Provider::Cpu {
-            return Err(EngineError::NoProvider { engine, provider: options.provider, has: "cpu" });
-        }
-        let (slots, threads) = size::slots_and_threads(options)?;
-        let path = options.model_dir.join(weights);
-        let weight_bytes = std::fs::metadata(&path).map(|m| m.len()).map_err(|e| EngineError::Model {
-            path,
-            problem: format!(
-                "{e}; the {engine} engine needs {weights}: make it with tools/modelpack, or choose another engine"
-            ),
-        })?;
-        let description = Description::read(&options.model_dir)?;
-        size::dtype(options.dtype, description.dtype)?;
-        let context = size::context(options.max_context, description.max_positions)?;
-        size::fits(weight_bytes, description.kv_bytes_per_token(), slots, context)?;
-        Ok(Self { description, slots, threads, context, weight_bytes })
-    }
-}
-
 impl<G: Graph> Appended<G> {
     /// Joins a loaded graph with what is known of it.
     pub(super) fn new(plan: Plan, engine: EngineName, engine_version: String, graph: G) -> Self {
-        let Plan { description, slots, threads, context, weight_bytes } = plan;
+        let info = plan.info(engine, engine_version, Provider::Cpu);
+        let Plan { description, slots, context, .. } = plan;
         let layout = Layout { rows: slots, heads: description.kv_heads, room: 0, head: description.head_dim };
-        let info = EngineInfo {
-            engine,
-            engine_version,
-            provider: Provider::Cpu,
-            dtype: description.dtype,
-            parameters: description.parameters,
-            vocab_size: description.vocab,
-            context_length: context,
-            slots,
-            threads,
-            weight_bytes,
-            kv_bytes_per_token: description.kv_bytes_per_token(),
-            work: description.work,
-            isa: None,
-            architecture: description.architecture,
-        };
         Self {
             graph,
             layout,

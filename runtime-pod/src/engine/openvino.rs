@@ -6,8 +6,9 @@ use std::path::Path;
 
 use openvino::{CompiledModel, Core, DeviceType, ElementType, InferRequest, Model, RwPropertyKey, Shape, Tensor};
 
-use super::appended::{Appended, Description, Graph, Layout, Plan};
-use super::{EngineError, EngineName, LoadOptions};
+use super::appended::{Appended, Graph, Layout};
+use super::described::{Artifact, Description, Plan};
+use super::{Dtype, EngineError, EngineName, LoadOptions, Provider};
 
 /// The graph, and the file that holds its weights.
 const GRAPH: &str = "model.xml";
@@ -19,12 +20,20 @@ const CACHE_OUT: usize = 1;
 /// Loads the model that `options` describe.
 pub(super) fn load(options: &LoadOptions) -> Result<Appended<OpenVinoGraph>, EngineError> {
     let engine = EngineName::Openvino;
-    let plan = Plan::new(options, engine, WEIGHTS)?;
+    if options.provider != Provider::Cpu {
+        return Err(EngineError::NoProvider { engine, provider: options.provider, has: "cpu" });
+    }
+    let plan = Plan::new(options, &Artifact { engine, weights: WEIGHTS, kv_cache: "appended", value_bytes })?;
     let version = library::open()?;
     let path = options.model_dir.join(GRAPH);
     let graph = OpenVinoGraph::load(&path, &options.model_dir.join(WEIGHTS), &plan.description, plan.threads)
         .map_err(|problem| EngineError::Model { path, problem })?;
     Ok(Appended::new(plan, engine, version, graph))
+}
+
+/// Whatever the weights' type, the cache is f32.
+fn value_bytes(_: Dtype) -> Option<u64> {
+    Some(4)
 }
 
 /// A compiled graph.

@@ -105,10 +105,9 @@ impl RunFailure {
             Self::Output(OutputError::Place { .. }) | Self::Json(_) | Self::Panicked(_) => "InternalError",
             Self::Output(_) | Self::Ids(_) => "OutputUnwritable",
             Self::Engine(error) => match error {
-                EngineError::NotInBuild { .. }
-                | EngineError::NotImplemented { .. }
-                | EngineError::NoLibrary { .. }
-                | EngineError::NoProvider { .. } => "EngineUnavailable",
+                EngineError::NotInBuild { .. } | EngineError::NoLibrary { .. } | EngineError::NoProvider { .. } => {
+                    "EngineUnavailable"
+                }
                 EngineError::Model { .. } => "ModelInvalid",
                 EngineError::Option { .. } => "OptionInvalid",
                 EngineError::Misuse(_) | EngineError::Compute(_) => "EngineFailed",

@@ -3,6 +3,7 @@
     python make_golden.py tiny     # the tiny random models and their golden.json
     python make_golden.py onnx     # model.onnx in some of them, and tiny-gpt-neox, which has nothing else (runs with tools/requirements.txt)
     python make_golden.py openvino # model.xml and model.bin beside those (runs with tools/requirements.txt)
+    python make_golden.py torchscript # torchscript/: modules of the same models (runs with tools/requirements.txt)
     python make_golden.py gguf     # the files in gguf, with golden values of the weights that they hold (runs with tools/requirements.txt)
     python make_golden.py demo     # golden.json, tokens.json and chat.json for ../../../tests/demo/model
 
@@ -333,13 +334,31 @@ def openvino():
     from packing import decoder, openvino_ir
 
     for name in ONNX:
-        folder = HERE / name
-        if name == "tiny-gpt-neox":
-            model = GPTNeoXForCausalLM(GPTNeoXConfig.from_pretrained(folder)).eval()
-            randomise(model, 107)
-        else:
-            model = decoder.load(folder)
-        openvino_ir.write(decoder.read(model), "f32", folder)
+        openvino_ir.write(decoder.read(graph_source(name)), "f32", HERE / name)
+
+
+def graph_source(name):
+    """The model of one of the folders in ONNX."""
+    from packing import decoder
+
+    folder = HERE / name
+    if name != "tiny-gpt-neox":
+        return decoder.load(folder)
+    model = GPTNeoXForCausalLM(GPTNeoXConfig.from_pretrained(folder)).eval()
+    randomise(model, 107)
+    return model
+
+
+def torchscript():
+    """Modules of the models that have graphs, in folders of their own, and of one of them in bf16."""
+    import sys
+    sys.path.insert(0, str(HERE.parents[2] / "tools"))
+    from packing import decoder, torchscript as writer
+
+    for name, dtype, folder in [(n, "f32", n) for n in ONNX] + [("tiny-llama", "bf16", "tiny-llama-bf16")]:
+        folder = HERE / "torchscript" / folder
+        folder.mkdir(parents=True, exist_ok=True)
+        writer.write(decoder.read(graph_source(name)), dtype, folder)
 
 
 def gguf():
@@ -388,11 +407,11 @@ def gguf():
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["tiny", "onnx", "openvino", "gguf", "demo"])
+    parser.add_argument("what", choices=["tiny", "onnx", "openvino", "torchscript", "gguf", "demo"])
     torch.set_num_threads(1)
     np.random.seed(0)
     torch.manual_seed(0)
-    {"tiny": tiny, "onnx": onnx, "openvino": openvino, "gguf": gguf, "demo": demo}[parser.parse_args().what]()
+    {"tiny": tiny, "onnx": onnx, "openvino": openvino, "torchscript": torchscript, "gguf": gguf, "demo": demo}[parser.parse_args().what]()
 
 
 if __name__ == "__main__":
