@@ -6,6 +6,9 @@ use joulecast_crds::plan_step::{PlanCandidate, PlanClass, PlannedClass, six_digi
 use joulecast_planner::plan::{Plan, Pool, Sharing};
 use joulecast_planner::units::Seconds;
 
+/// Part of the plan's joules that the device-seconds of a candidate have to be worth for their price to be told.
+const LEAST: f64 = 1e-6;
+
 /// What is charged and left, by candidate as the planner counts them.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Beside {
@@ -69,7 +72,10 @@ pub(super) fn classes(charges: &[f64], candidates: &[(&PlanCandidate, f64)], pla
     let of_class = |class: DeviceClass| {
         let own = (0..candidates.len()).filter(|k| candidates[*k].0.configuration.device_class == class);
         let worth = own.clone().map(|k| (plan.placements[k].second_price * plan.normalisers.energy.0, charges[k]));
-        let price = worth.filter(|(price, _)| *price > 0.0).map(|(price, charge)| price + charge).fold(0.0, f64::max);
+        // What converges leaves a hair of a price on limits that do not bind.
+        let seconds = |k: usize| plan.placements[k].seconds_used.0;
+        let worth = own.clone().zip(worth).filter(|(k, (price, _))| price * seconds(*k) > LEAST * plan.energy.0);
+        let price = worth.map(|(_, worth)| worth).map(|(price, charge)| price + charge).fold(0.0, f64::max);
         let is_charged = own.into_iter().any(|k| charges[k] > 0.0);
         let told = PlannedClass { device_class: class, joules_per_second: six_digits(price), uncharged_requests: None };
         (price > 0.0 || is_charged).then_some(told)

@@ -214,8 +214,10 @@ mod tests {
         // Twelve device-seconds on the first and one on the second; loading takes three on each of the first's two slots.
         let charged = Weights { charges: &[1.0, 0.5], ..free(1.0) };
         let dear = Sums::of(&candidates, &requests, |at| [0, 0, 0, 1][at], &charged);
-        assert_eq!((dear.objective, dear.joules, dear.done()), (6.8 + 12.5 / 5.0, 34.0, 6.0));
-        assert_eq!(dear.with_loading(&loading, &charged).objective, 6.8 + 12.5 / 5.0 + 2.0 + 6.0 / 5.0);
+        assert!((dear.objective - (6.8 + 12.5 / 5.0)).abs() < 1e-12, "{dear:?}");
+        assert_eq!((dear.joules, dear.done()), (34.0, 6.0), "nobody spends what is charged");
+        let both = dear.with_loading(&loading, &charged).objective;
+        assert!((both - (6.8 + 12.5 / 5.0 + 2.0 + 6.0 / 5.0)).abs() < 1e-12, "{both}");
         let better = |objective| Sums { objective, ..present.clone() };
         let none = PlanLimits::default();
         assert!(present.gives_way_to(&better(6.8 - 0.35), &none, 0.05).is_ok());
