@@ -370,7 +370,9 @@ impl Stage<'_> {
     fn estimate(&self, start: Option<&[f64]>) -> Option<Vec<f64>> {
         let Search { ground, rows, stop } = *self.search;
         let workload = ground.workload;
-        let coarse = workload.levels().iter().rev().find(|level| level.len() <= COARSE)?;
+        // Prices that are nearly right would be led astray by few.
+        let most = if start.is_some() { 4 * COARSE } else { COARSE };
+        let coarse = workload.levels().iter().rev().find(|level| level.len() <= most)?;
         let free = self.priced(&vec![0.0; rows.len()]);
         let all = vec![f64::INFINITY; self.who.len()];
         let core = Core::of_means(ground, rows, self.limits, self.surcharge, &means(coarse), &free, &all);
@@ -409,7 +411,7 @@ impl Stage<'_> {
     fn refutation(&self) -> Option<Vec<f64>> {
         let Search { ground, rows, stop } = *self.search;
         let priced = self.priced(&vec![0.0; rows.len()]);
-        let coarse = ground.workload.levels().iter().rev().find(|level| level.len() <= 4 * COARSE)?;
+        let coarse = ground.workload.levels().iter().rev().find(|level| level.len() <= 16 * COARSE)?;
         let all = vec![f64::INFINITY; self.who.len()];
         let core = if ground.workload.len() * self.who.len() <= SMALL {
             Core::of_requests(ground, rows, self.limits, self.surcharge, &priced, &all)
