@@ -6,7 +6,7 @@ use crate::{configs, workload};
 use anyhow::{Context, Result, anyhow};
 use clap::{Args, ValueEnum};
 use joulecast_planner::plan::{
-    Baseline, Candidate, Limits, Outcome, Plan, Problem, ProblemError, Proof, Workload, baselines, solve,
+    Baseline, Candidate, Limits, Outcome, Plan, Problem, ProblemError, Proof, Workload, baselines, solve_longer,
 };
 use joulecast_planner::units::{Joules, Tokens};
 use rustix::time::{ClockId, clock_gettime};
@@ -72,9 +72,10 @@ pub struct Input {
     /// Least token-weighted mean accuracy.
     #[arg(long, value_name = "SCORE")]
     min_accuracy: Option<f64>,
-    /// Give up after this many seconds.
-    #[arg(long, value_name = "SECONDS", default_value_t = 60.0, value_parser = seconds)]
-    time_limit: f64,
+    /// Give up after this many seconds (60 if not given). Part of a limit that is given goes into a better `plan`, where
+    /// limits other than shares leave a gap.
+    #[arg(long, value_name = "SECONDS", value_parser = seconds)]
+    time_limit: Option<f64>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -134,7 +135,13 @@ impl Input {
     /// How long the solver may take.
     #[must_use]
     pub fn patience(&self) -> Duration {
-        Duration::from_secs_f64(self.time_limit)
+        Duration::from_secs_f64(self.time_limit.unwrap_or(60.0))
+    }
+
+    /// Steps for a better plan: a number that takes less than the limit, so that it is the input that decides on the plan.
+    fn steps(&self) -> u64 {
+        const PER_SECOND: f64 = 300_000.0;
+        (self.time_limit.unwrap_or(0.0) * PER_SECOND) as u64
     }
 }
 
@@ -158,7 +165,7 @@ impl PlanCommand {
         let problem = Problem { candidates: &candidates, zeta, normalisers: None, limits: self.input.limits() };
         let (started, cpu_started) = (Instant::now(), cpu_seconds());
         let patience = self.input.patience();
-        let solved = decide(&requests, &problem, &|| started.elapsed() > patience);
+        let solved = decide(&requests, &problem, self.input.steps(), &|| started.elapsed() > patience);
         let (solve_seconds, solve_cpu_seconds) = (started.elapsed().as_secs_f64(), cpu_seconds() - cpu_started);
         let (workload, decided) = match solved {
             Ok(solved) => solved,
@@ -215,10 +222,11 @@ enum Decided {
 fn decide(
     requests: &[Tokens],
     problem: &Problem<'_>,
+    steps: u64,
     stop: &dyn Fn() -> bool,
 ) -> Result<(Workload, Decided), ProblemError> {
     let workload = Workload::new(requests)?;
-    let decided = match solve(&workload, problem, None, stop)? {
+    let decided = match solve_longer(&workload, problem, None, steps, stop)? {
         Outcome::Planned(plan) => {
             let assigned = plan.assign(&workload, requests)?;
             Decided::Plan(plan, assigned)

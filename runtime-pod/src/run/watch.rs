@@ -123,8 +123,9 @@ impl<'a> Watch<'a> {
             self.journal.write(&Entry::Running(totals))?;
         }
         if let Some(why) = self.sampler.device_lost().filter(|_| !self.around.stop.halted()) {
-            tracing::error!(why, "the device is lost: this attempt ends");
+            // Whoever reads the line may count on it.
             self.around.stop.request();
+            tracing::error!(why, "the device is lost: this attempt ends");
         }
         if let Some(mirror) = self.parts.mirror().filter(|_| shipment) {
             if self.records.is_some() {
