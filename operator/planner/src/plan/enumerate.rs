@@ -107,7 +107,8 @@ impl Search<'_> {
         if self.nodes > NODES || (self.nodes.is_multiple_of(4096) && (self.stop)()) {
             return false;
         }
-        let margin = 1e-12 * (self.best.abs() + credit.abs()).min(f64::MAX);
+        // What adding up some dozens of numbers may be off by, and no more: a credit can be far larger than the best.
+        let margin = 1e-13 * (self.best.abs() + credit.abs()).min(f64::MAX);
         if priced + self.rest[place] - credit >= self.best - margin {
             return true;
         }
