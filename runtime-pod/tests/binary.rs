@@ -158,8 +158,10 @@ fn a_pod_that_can_never_work_says_so() {
         spec[field] = value;
         spec.to_string()
     };
+    let built = joulecast_runtime::engine::available();
+    let missing = ["torch", "llamacpp"].into_iter().find(|name| built.iter().all(|engine| engine.as_str() != *name));
+    let missing = missing.map(|name| (with("engine", json!(name)), "EngineUnavailable", name));
     let cases = [
-        (with("engine", json!("torch")), "EngineUnavailable", "torch"),
         (with("provider", json!("cuda")), "EngineUnavailable", "cuda"),
         (with("modelPath", json!("/nonexistent/model")), "ModelInvalid", "/nonexistent/model"),
         (
@@ -172,7 +174,7 @@ fn a_pod_that_can_never_work_says_so() {
         (with("version", json!(9)), "RunSpecInvalid", "version 9"),
         ("{".to_owned(), "RunSpecInvalid", "JOULECAST_RUN_SPEC"),
     ];
-    for (spec, reason, part) in cases {
+    for (spec, reason, part) in missing.into_iter().chain(cases) {
         let output = pod(&model, &spec).output().unwrap();
         let want = if reason == "OutputUnwritable" { 1 } else { 78 };
         assert_eq!(output.status.code(), Some(want), "{}", text(&output.stderr));
