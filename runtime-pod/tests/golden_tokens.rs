@@ -3,16 +3,17 @@
 
 #![cfg(all(feature = "candle", feature = "onnx", feature = "openvino"))]
 
+#[path = "golden/cases.rs"]
+mod cases;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use cases::{Case, assert_golden, come_and_go, greedy};
 use joulecast_runtime::engine::{self, Dtype, Engine, EngineName, LoadOptions, Provider, SlotToken};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
-use serde_json::Value;
 
-/// A step whose two best logits are this close may go either way: implementations sum in different orders.
-const EXCUSED_MARGIN: f64 = 1e-4;
 const MODELS: [&str; 6] =
     ["tiny-llama", "tiny-llama-sharded", "tiny-llama-headdim", "tiny-llama3-rope", "tiny-qwen2", "tiny-qwen2-tied"];
 /// Those that have graphs: `model.onnx` and `model.xml`.
@@ -26,39 +27,12 @@ fn subjects() -> impl Iterator<Item = (EngineName, &'static str)> {
     candle.chain(GRAPH_ENGINES.into_iter().flat_map(|(engine, _)| GRAPHS.map(|name| (engine, name))))
 }
 
-#[derive(Clone)]
-struct Case {
-    prompt: Vec<u32>,
-    generated: Vec<u32>,
-    margins: Vec<f64>,
-    top: Vec<(usize, f32)>,
-}
-
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
 }
 
 fn cases(dir: &Path) -> Vec<Case> {
-    let json: Value = serde_json::from_slice(&std::fs::read(dir.join("golden.json")).unwrap()).unwrap();
-    let ids = |v: &Value| -> Vec<u32> { v.as_array().unwrap().iter().map(|v| v.as_u64().unwrap() as u32).collect() };
-    let cases: Vec<Case> = json["cases"]
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|case| Case {
-            prompt: ids(&case["prompt_ids"]),
-            generated: ids(&case["generated_ids"]),
-            margins: case["margins"].as_array().unwrap().iter().map(|v| v.as_f64().unwrap()).collect(),
-            top: case["first_logits_top"]
-                .as_array()
-                .unwrap()
-                .iter()
-                .map(|v| (v[0].as_u64().unwrap() as usize, v[1].as_f64().unwrap() as f32))
-                .collect(),
-        })
-        .collect();
-    assert!(!cases.is_empty());
-    cases
+    cases::cases(&dir.join("golden.json"))
 }
 
 fn load(name: EngineName, dir: &Path, batch: usize, dtype: Option<Dtype>) -> Box<dyn Engine> {
@@ -67,42 +41,6 @@ fn load(name: EngineName, dir: &Path, batch: usize, dtype: Option<Dtype>) -> Box
     options.threads = Some(2);
     options.dtype = dtype;
     engine::load(&options).unwrap()
-}
-
-fn argmax(logits: &[f32]) -> u32 {
-    let best = logits.iter().enumerate().fold(0, |best, (i, &v)| if v > logits[best] { i } else { best });
-    best as u32
-}
-
-/// Prompt in chunks of `chunk`, then greedy tokens; gives the first logits and the tokens.
-fn greedy(engine: &mut dyn Engine, slot: usize, prompt: &[u32], count: usize, chunk: usize) -> (Vec<f32>, Vec<u32>) {
-    let mut logits = vec![0.0; engine.info().vocab_size];
-    let (before, last) = prompt.split_at((prompt.len() - 1) / chunk * chunk);
-    for piece in before.chunks(chunk) {
-        engine.prefill(slot, piece, None).unwrap();
-    }
-    engine.prefill(slot, last, Some(&mut logits)).unwrap();
-    let first = logits.clone();
-    let mut tokens = vec![argmax(&logits)];
-    while tokens.len() < count {
-        let token = tokens[tokens.len() - 1];
-        engine.decode(&[SlotToken { slot, token }], &mut logits).unwrap();
-        tokens.push(argmax(&logits));
-    }
-    engine.release(slot);
-    (first, tokens)
-}
-
-/// Fails unless `got` equals the golden tokens, up to the first step that is too close to call.
-fn assert_golden(name: &str, case: &Case, got: &[u32]) {
-    for (step, (got, want)) in got.iter().zip(&case.generated).enumerate() {
-        if got != want {
-            let margin = case.margins[step];
-            assert!(margin < EXCUSED_MARGIN, "{name}: step {step} gave {got}, not {want} (margin {margin})");
-            return;
-        }
-    }
-    assert_eq!(got.len(), case.generated.len());
 }
 
 #[test]
@@ -302,65 +240,11 @@ fn sixteen_bit_files_are_read_as_what_they_hold() {
     }
 }
 
-/// Sequences of different lengths come and go in an engine's slots, and steps take some of them in any order: each
-/// still gets the tokens of transformers, whatever row of the cache it was moved to.
 #[test]
 fn sequences_keep_their_tokens_while_neighbours_come_and_go() {
     for (engine, name) in subjects().filter(|(engine, _)| *engine != EngineName::Candle) {
         let dir = golden(name);
-        let cases = cases(&dir);
-        let slots = 4;
-        let mut engine = load(engine, &dir, slots, None);
-        let vocab = engine.info().vocab_size;
-        let mut waiting: Vec<usize> = (0..cases.len()).chain(0..cases.len()).collect();
-        let mut running: Vec<Option<(usize, Vec<u32>)>> = vec![None; slots];
-        let (mut step, mut finished) = (0usize, 0);
-        let mut first = vec![0.0; vocab];
-        while finished < 2 * cases.len() {
-            step += 1;
-            // Every few steps one sequence enters, into the last free slot, so that slots and rows differ.
-            if step % 3 == 1
-                && let Some(slot) = running.iter().rposition(Option::is_none)
-                && let Some(case) = waiting.pop()
-            {
-                engine.prefill(slot, &cases[case].prompt, Some(&mut first)).unwrap();
-                running[slot] = Some((case, vec![argmax(&first)]));
-            }
-            // Every fifth step leaves one sequence out; the order turns.
-            let mut batch: Vec<SlotToken> = (0..slots)
-                .map(|i| (i + step) % slots)
-                .filter(|slot| !(step % 5 == 0 && slot % 2 == 0))
-                .filter_map(|slot| {
-                    let (_, tokens) = running[slot].as_ref()?;
-                    Some(SlotToken { slot, token: tokens[tokens.len() - 1] })
-                })
-                .collect();
-            if step % 2 == 0 {
-                batch.reverse();
-            }
-            if batch.is_empty() {
-                continue;
-            }
-            let mut logits = vec![0.0; batch.len() * vocab];
-            engine.decode(&batch, &mut logits).unwrap();
-            for (b, row) in batch.iter().zip(logits.chunks(vocab)) {
-                let Some((case, tokens)) = &mut running[b.slot] else {
-                    unreachable!("only running slots are in a step")
-                };
-                tokens.push(argmax(row));
-                // Sequences end at different lengths.
-                if tokens.len() >= cases[*case].generated.len() - 7 * (b.slot % 3) {
-                    assert_golden(
-                        name,
-                        &Case { generated: cases[*case].generated[..tokens.len()].to_vec(), ..cases[*case].clone() },
-                        tokens,
-                    );
-                    engine.release(b.slot);
-                    running[b.slot] = None;
-                    finished += 1;
-                }
-            }
-        }
+        come_and_go(name, &mut *load(engine, &dir, 4, None), &cases(&dir));
     }
 }
 
